@@ -1,0 +1,9 @@
+"""The columns of the matrix. Adding a backend is one folder or file and one line here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from backendops.contracts.backend import Backend
+
+BACKENDS: Final[tuple[type[Backend], ...]] = ()

@@ -1,0 +1,76 @@
+"""What every SQL backend shares: Celery's URL and table settings, and connections with bounded statements."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+from sqlalchemy import URL, Engine, make_url
+
+from backendops.contracts.backend import Backend
+from backendops.contracts.run import Limits, NoWatermarks, Watermarks
+
+
+class Tables(BaseModel):
+    """Celery's database_table_names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str = Field("celery_taskmeta", min_length=1, max_length=63, description="The table of task results.")
+    group: str = Field("celery_tasksetmeta", min_length=1, max_length=63, description="The table of group results.")
+
+
+class Schemas(BaseModel):
+    """Celery's database_table_schemas."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: str | None = Field(None, description="Schema of the task table; left out: the first of search_path.")
+    group: str | None = Field(None, description="Schema of the group table.")
+
+
+class SqlBackend(Backend):
+    """A result store behind SQLAlchemy."""
+
+    drivername: ClassVar[str]
+    """SQLAlchemy's dialect and driver: Celery's URL may leave the driver out, or name another."""
+
+    tables: Tables = Field(Tables(), description="Celery's database_table_names.")
+    schemas: Schemas = Field(Schemas(), description="Celery's database_table_schemas.")
+    date_done_timezone: str = Field(
+        "UTC",
+        description="The zone of the naive date_done column: on PostgreSQL the TimeZone of Celery's sessions, "
+        "on SQLite and MySQL the Celery application's timezone.",
+    )
+
+    _engine: Engine | None = PrivateAttr(None)
+    _limits: Limits = PrivateAttr(default_factory=Limits)
+    _watermarks: Watermarks = PrivateAttr(default_factory=NoWatermarks)
+
+    @field_validator("date_done_timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"{value!r} is not a time zone: write one such as UTC or Europe/Berlin") from None
+        return value
+
+    @property
+    def sqlalchemy_url(self) -> URL:
+        """The URL with the driver that is installed: SQLAlchemy 2.1 defaults to others."""
+        written = self.url.get_secret_value()
+        return make_url(written.removeprefix("db+")).set(drivername=self.drivername)
+
+    @property
+    def display_url(self) -> str:
+        return self.sqlalchemy_url.render_as_string(hide_password=True)
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The zone that naive date_done values are in."""
+        return ZoneInfo(self.date_done_timezone)
+
+    def table_names(self) -> tuple[str, ...]:
+        return (self.tables.task, self.tables.group)

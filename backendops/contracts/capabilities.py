@@ -1,0 +1,168 @@
+"""What a backend can do. A backend's class header lists these; a job needs one of them.
+
+ABCs, not Protocols: a Protocol's forgotten method would quietly return None. Every changing method yields a Step
+for each piece that is already committed, so that stopping between two of them is always safe; every preview
+method runs on a read-only connection and changes nothing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Literal
+
+from backendops.contracts.retention import Retention
+from backendops.contracts.run import Pace, Preview, Steps
+from backendops.contracts.units import Duration
+
+Every = Literal["month", "week", "day"]
+
+
+class CanExpire(ABC):
+    """Can old results be removed (or, where the server expires by itself, be given their expiry)?"""
+
+    @abstractmethod
+    def preview_expire(self, due: Retention) -> Preview: ...
+
+    @abstractmethod
+    def expire(self, due: Retention, pace: Pace) -> Steps: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivePlan:
+    """Where archived results go. Names are templates: `{table}` stands for the live table's name."""
+
+    name: str = "{table}_archive"
+    schema: str | None = None
+    every: Every = "month"
+
+
+class CanArchive(ABC):
+    """Can old results be moved out of the live tables, none lost and none twice?"""
+
+    @abstractmethod
+    def preview_archive(self, due: Retention, plan: ArchivePlan) -> Preview: ...
+
+    @abstractmethod
+    def archive(self, due: Retention, plan: ArchivePlan, pace: Pace) -> Steps: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionPlan:
+    """Which partitions the archive should have: from its oldest to `ahead` of now, none past `cutoff`."""
+
+    now: datetime
+    archive: ArchivePlan
+    ahead: int
+    cutoff: datetime | None
+    quarantine: Duration
+
+
+class CanPartition(ABC):
+    """Can the archive's partitions be made ahead of time and retired when they are past keeping?"""
+
+    @abstractmethod
+    def preview_partitions(self, plan: PartitionPlan) -> Preview: ...
+
+    @abstractmethod
+    def maintain_partitions(self, plan: PartitionPlan, pace: Pace) -> Steps: ...
+
+
+@dataclass(frozen=True, slots=True)
+class VacuumPlan:
+    """Which tables are worth a vacuum, and whether this is the hour for a full one.
+
+    A table is due by `dead_rows` together with `dead_ratio` (0 to 1), or by statistics older than `analyze_after`.
+    """
+
+    now: datetime
+    dead_rows: int
+    dead_ratio: float
+    analyze_after: timedelta
+    full: bool = False
+    """Is this inside the policy's `full:` window?"""
+
+
+class CanVacuum(ABC):
+    """Can space be made reusable and statistics current?"""
+
+    @abstractmethod
+    def preview_vacuum(self, plan: VacuumPlan) -> Preview: ...
+
+    @abstractmethod
+    def vacuum(self, plan: VacuumPlan, pace: Pace) -> Steps: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryReport:
+    """A cache server's memory and what of it results take. Sizes in bytes; None where the server does not say."""
+
+    used: int
+    peak: int
+    rss: int
+    limit: int
+    """0 where the server has no limit."""
+    total: int
+    """The host's memory, as the server sees it."""
+    fragmentation: float
+    eviction_policy: str
+    evicted_keys: int
+    loading: bool
+    rdb_last_save: datetime | None
+    rdb_last_ok: bool
+    rdb_changes: int
+    aof_enabled: bool
+    aof_last_ok: bool
+    keys: int
+    keys_without_ttl: int
+    """Of the whole database: every kind of key, in one cheap figure."""
+    result_keys: Mapping[str, int]
+    """By kind: task, group, chord."""
+    result_bytes: Mapping[str, int]
+    result_keys_without_ttl: int
+    broker_keys: int
+    """Keys of a Celery broker in the same database: what eviction must never reach."""
+    sampled: float
+    """The part of the keyspace the figures by kind were read from, 0 to 1; they are scaled up to the whole."""
+    biggest: tuple[tuple[str, int], ...] = ()
+
+
+class CanReportMemory(ABC):
+    """Can its memory be read without blocking it?"""
+
+    @abstractmethod
+    def report_memory(self, time_limit: timedelta) -> MemoryReport: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReport:
+    """How a backend's connections stand. Times in seconds; None where the kind of backend has no such thing."""
+
+    connect_seconds: float
+    roundtrip_seconds: float
+    connections: Mapping[str, int]
+    """By state: active, idle, idle_in_transaction, blocked, other."""
+    connections_limit: int
+    by_application: Mapping[str, int] = field(default_factory=dict)
+    oldest_transaction_seconds: float | None = None
+    waiting_for_locks: int | None = None
+    replication_lag_seconds: float | None = None
+    id_headroom: float | None = None
+    """The part of the id column's range that is still free, 0 to 1, the tightest table's."""
+    rejected_connections: int | None = None
+    pooler_waiting_clients: int | None = None
+    pooler_longest_wait_seconds: float | None = None
+    pooler_error: str = ""
+    """Why the pooler could not be asked, where the policy names one."""
+    notes: tuple[str, ...] = ()
+    """What could not be read and why, such as a privilege that is missing."""
+
+
+class CanReportPool(ABC):
+    """Can the state of its connections be read?"""
+
+    @abstractmethod
+    def report_pool(self) -> PoolReport:
+        """Measure on a fresh connection; raises BackendUnreachable within five seconds where it is dead."""

@@ -1,0 +1,64 @@
+"""A job is a kind of work and its settings. It is a pydantic model: its fields are its policy keys."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from datetime import datetime, timedelta
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from backendops.contracts.readings import Metric
+from backendops.contracts.run import Pace, Preview, Steps
+from backendops.contracts.units import FixedDuration
+
+
+class Job(BaseModel, ABC):
+    """One named entry of the policy's jobs; it knows what to do and asks the backend to do it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    kind_name: ClassVar[str]
+    needs: ClassVar[type]
+    """The one capability a backend must have."""
+    changes: ClassVar[bool]
+    """Does it change the backend? Changing jobs on one backend exclude each other."""
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """What its steps may read: each series is there, at zero, from the moment the policy loads."""
+
+    kind: str | None = Field(None, description="The kind of job, where the entry's name is another word.")
+    backend: str | list[str] | None = Field(
+        None, description="A backend, or a list of them; left out: every backend that can."
+    )
+    schedule: str | None = Field(
+        None,
+        description="`every 90s`, a five-field cron line or @daily; left out: it runs only when asked.",
+    )
+    time_budget: FixedDuration = Field(
+        timedelta(hours=1),
+        description="How long one run may take; what is left waits for the next run.",
+    )
+    statement_timeout: FixedDuration = Field(
+        timedelta(seconds=30),
+        description="How long one statement may take; batches aim far below it.",
+    )
+    batch_time: FixedDuration = Field(
+        timedelta(milliseconds=250),
+        description="What one batch aims to take, so that no writer waits longer behind it.",
+    )
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        1000,
+        description="Rows of the first batch; the following ones follow batch_time.",
+    )
+    max_rows: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Refuse to start when more rows than this are due (exit 5); left out: no such limit.",
+    )
+
+    @abstractmethod
+    def preview(self, backend: Any, now: datetime) -> Preview:
+        """What a run would do; the connection is read-only and `run` is never reached."""
+
+    @abstractmethod
+    def run(self, backend: Any, now: datetime, pace: Pace) -> Steps:
+        """Do it; every `yield` is a place where stopping is safe."""

@@ -1,0 +1,53 @@
+"""Which results are due: one cutoff for most, other ones by state, task or queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Results that match are due before `cutoff`; None keeps them for ever.
+
+    `task` and `queue` are patterns with `*` and `?`; a pattern left None matches every result.
+    """
+
+    cutoff: datetime | None
+    state: str | None = None
+    task: str | None = None
+    queue: str | None = None
+
+    def matches(self, state: str | None, task: str | None, queue: str | None) -> bool:
+        """Does this rule decide about such a result?"""
+        return (
+            (self.state is None or self.state == state)
+            and (self.task is None or fnmatchcase(task or "", self.task))
+            and (self.queue is None or fnmatchcase(queue or "", self.queue))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What is due now. The first rule that matches decides; `cutoff` where none does (None: kept for ever)."""
+
+    cutoff: datetime | None
+    rules: tuple[Rule, ...] = ()
+
+    def cutoff_of(self, state: str | None, task: str | None = None, queue: str | None = None) -> datetime | None:
+        """The moment before which such a result is due; None where it is kept for ever."""
+        for rule in self.rules:
+            if rule.matches(state, task, queue):
+                return rule.cutoff
+        return self.cutoff
+
+    def cutoffs(self) -> Iterator[datetime]:
+        """Every cutoff there is."""
+        yield from (c for c in (self.cutoff, *(rule.cutoff for rule in self.rules)) if c is not None)
+
+    @property
+    def latest(self) -> datetime | None:
+        """No result that finished at or after this can be due; None where everything is kept for ever."""
+        return max(self.cutoffs(), default=None)

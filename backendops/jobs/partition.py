@@ -1,0 +1,55 @@
+"""partition: make the archive's partitions ahead of time and retire the old ones."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, ClassVar
+
+from pydantic import Field, StringConstraints
+
+from backendops.contracts import metrics
+from backendops.contracts.capabilities import ArchivePlan, CanPartition, Every, PartitionPlan
+from backendops.contracts.job import Job
+from backendops.contracts.run import Pace, Preview, Steps
+from backendops.contracts.units import FOREVER, Duration, Forever, Keep
+
+
+class Partition(Job):
+    """Keep the archive's partitions `ahead` of time, and retire those past `keep` through quarantine."""
+
+    kind_name: ClassVar[str] = "partition"
+    needs: ClassVar[type] = CanPartition
+    changes: ClassVar[bool] = True
+    metrics: ClassVar = (metrics.PARTITIONS_AHEAD, metrics.PARTITIONS_QUARANTINED)
+
+    every: Every = Field("month", description="One partition per month, week or day; as in the archive job.")
+    # Three months give a team on holiday a quarter to notice that the job stopped.
+    ahead: Annotated[int, Field(ge=1, le=400)] = Field(3, description="How many future partitions there are.")
+    keep: Keep = Field(FOREVER, description="Partitions whose every row is older than this are retired.")
+    quarantine: Duration = Field(
+        Duration.parse("7d"),
+        description="How long a retired partition stays, detached and restorable, before it is dropped.",
+    )
+    table: Annotated[str, StringConstraints(min_length=1, max_length=63)] = Field(
+        "{table}_archive",
+        description="Name of the archive table; {table} stands for the live table's name.",
+    )
+    table_schema: str | None = Field(
+        None, alias="schema", description="Schema of the archive table; left out: the live table's."
+    )
+
+    def plan(self, now: datetime) -> PartitionPlan:
+        """Which partitions there should be at `now`."""
+        return PartitionPlan(
+            now=now,
+            archive=ArchivePlan(self.table, self.table_schema, self.every),
+            ahead=self.ahead,
+            cutoff=None if isinstance(self.keep, Forever) else now - self.keep,
+            quarantine=self.quarantine,
+        )
+
+    def preview(self, backend: CanPartition, now: datetime) -> Preview:
+        return backend.preview_partitions(self.plan(now))
+
+    def run(self, backend: CanPartition, now: datetime, pace: Pace) -> Steps:
+        yield from backend.maintain_partitions(self.plan(now), pace)
