@@ -1,7 +1,7 @@
 """Named statements in .sql files that run in psql as they are.
 
-A file holds statements headed `-- name: move_batch`, the comment lines under it saying why. Values are `:cutoff`, which is
-SQLAlchemy's bind and psql's variable alike. What the policy names stands behind a slot comment, with an example
+A file holds statements headed `-- name: move_batch`, the comment lines under it saying why. Values are `:cutoff`,
+which is SQLAlchemy's bind and psql's variable alike. What the policy names stands behind a slot comment, with an example
 that keeps the file runnable: `/* live */ celery_taskmeta` (one name), `/* due */ (date_done < :cutoff)` (a
 parenthesis) or `/* columns */ id, task_id /* end */` (a list). Loading swaps the example for the real thing.
 """
@@ -74,4 +74,4 @@ def load(dialect: str, job: str, name: str, slots: Mapping[str, str] | None = No
 
 def literal(quoted_name: str) -> str:
     """A quoted name as slot text: its colons are escaped, so that none is taken for a bind."""
-    return quoted_name.replace("\\", "\\\\").replace(":", r"\:") if ":" in quoted_name else quoted_name
+    return quoted_name.replace(":", r"\:")

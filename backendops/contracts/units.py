@@ -168,7 +168,7 @@ ByteSize = Annotated[
 def format_bytes(size: float) -> str:
     """`1536` reads `1.5 KiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
+        if abs(size) < 1024:  # noqa: PLR2004 - what a KiB is
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
@@ -178,7 +178,7 @@ def format_seconds(seconds: float) -> str:
     """`93784` reads `1d 2h`, `0.25` reads `250 ms`: two units at most."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if seconds < 60:  # noqa: PLR2004 - what a minute is
         return f"{seconds:.1f} s"
     whole, parts = int(seconds), []
     for name, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
