@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from backendops.contracts.errors import BackendUnreachable
 from backendops.contracts.readings import Metric
-from backendops.contracts.run import Pace, Preview, Steps
+from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import FixedDuration
 
 
@@ -62,3 +63,10 @@ class Job(BaseModel, ABC):
     @abstractmethod
     def run(self, backend: Any, now: datetime, pace: Pace) -> Steps:
         """Do it; every `yield` is a place where stopping is safe."""
+
+    def when_unreachable(self, error: BackendUnreachable) -> Step | None:  # noqa: ARG002 - for those that override it
+        """What to record where the backend is dead; None where that is no result of this kind of job.
+
+        The engine records the step as of any run; the run still ends as unreachable.
+        """
+        return None
