@@ -1,8 +1,8 @@
 """Named statements in .sql files that run in psql as they are.
 
 A file holds statements headed `-- name: move_batch`, the comment lines under it saying why. Values are `:cutoff`,
-which is SQLAlchemy's bind and psql's variable alike. What the policy names stands behind a slot comment, with an example
-that keeps the file runnable: `/* live */ celery_taskmeta` (one name), `/* due */ (date_done < :cutoff)` (a
+which is SQLAlchemy's bind and psql's variable alike. What the policy names stands behind a slot comment, with an
+example that keeps the file runnable: `/* live */ celery_taskmeta` (one name), `/* due */ (date_done < :cutoff)` (a
 parenthesis) or `/* columns */ id, task_id /* end */` (a list). Loading swaps the example for the real thing.
 """
 

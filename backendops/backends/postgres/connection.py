@@ -1,0 +1,158 @@
+"""Connections to PostgreSQL whose every transaction is bounded, through PgBouncer too."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, ClassVar, Final, Self
+
+from pydantic import PrivateAttr
+from sqlalchemy import Connection, Engine, NullPool, create_engine
+
+from backendops.backends.postgres.errors import driver_errors
+from backendops.backends.sql import SqlBackend
+from backendops.backends.sql_files import load
+from backendops.contracts.errors import BackendBusy
+from backendops.contracts.run import Limits, Watermarks
+
+APPLICATION_NAME: Final = "backendops"
+# A process of ours that was stopped in mid-batch (SIGSTOP, a frozen VM) must not hold its rows' locks for ever.
+IDLE_IN_TRANSACTION: Final = timedelta(minutes=1)
+
+
+def milliseconds(length: timedelta) -> str:
+    """A timeout as the server takes it; never 0, which would mean without end."""
+    return f"{max(1, round(length.total_seconds() * 1000))}ms"
+
+
+class PostgresSession(SqlBackend):
+    """What every capability on PostgreSQL stands on: one connection per run, used in bounded transactions."""
+
+    kind: ClassVar[str] = "postgresql"
+    schemes: ClassVar[tuple[str, ...]] = (
+        "db+postgresql",
+        "db+postgresql+psycopg2",
+        "db+postgresql+psycopg",
+        "db+postgres",
+        "postgresql",
+        "postgresql+psycopg2",
+    )
+    driver: ClassVar[tuple[str, str]] = ("psycopg2", "postgresql")
+    drivername: ClassVar[str] = "postgresql+psycopg2"
+
+    _connection: Connection | None = PrivateAttr(None)
+    _interrupted: threading.Event = PrivateAttr(default_factory=threading.Event)
+
+    @contextmanager
+    def open(self, limits: Limits, watermarks: Watermarks) -> Iterator[Self]:
+        opened = self.model_copy()
+        opened._limits, opened._watermarks = limits, watermarks
+        opened._interrupted = threading.Event()
+        opened._engine = self.make_engine(limits)
+        try:
+            with driver_errors(self.display_url):
+                opened._connection = opened._engine.connect()
+            yield opened
+        finally:
+            if opened._connection is not None:
+                opened._connection.invalidate() if opened._connection.closed else opened._connection.close()
+            opened._engine.dispose()
+
+    def make_engine(self, limits: Limits) -> Engine:
+        """An engine that keeps no connection: a fresh one each time, which the caller closes."""
+        return create_engine(self.sqlalchemy_url, poolclass=NullPool, connect_args=self._connect_args(limits))
+
+    def _connect_args(self, limits: Limits) -> Mapping[str, Any]:
+        ours: dict[str, Any] = {
+            # libpq counts whole seconds, and takes 1 for 2.
+            "connect_timeout": max(2, int(limits.connect_timeout.total_seconds())),
+            "application_name": APPLICATION_NAME,
+            # A peer that vanished without a word is noticed within half a minute instead of hours.
+            "keepalives": 1,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 25_000,
+        }
+        return {name: value for name, value in ours.items() if name not in self.sqlalchemy_url.query}
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """A connection of its own beside the run's, outside any transaction; closed on leaving."""
+        assert self._engine is not None, "the backend is not open"  # noqa: S101 - a fault of ours, never of a user
+        with driver_errors(self.display_url), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def transaction(
+        self,
+        *,
+        statement_timeout: timedelta | None = None,
+        lock_timeout: timedelta | None = None,
+        read_only: bool = False,
+    ) -> Iterator[Connection]:
+        """One bounded transaction on the run's connection, committed on leaving, rolled back on an error.
+
+        Raises BackendBusy, BackendRefused or BackendUnreachable for what the driver reports.
+        """
+        if self._interrupted.is_set():
+            raise BackendBusy("the run was asked to end", "the next run goes on where this ended")
+        assert self._connection is not None, "the backend is not open"  # noqa: S101 - a fault of ours
+        with driver_errors(self.display_url), self._connection.begin():
+            self.bound(self._connection, statement_timeout, lock_timeout)
+            if read_only or self._limits.read_only:
+                self._connection.execute(load("postgres", "session", "make_read_only"))
+            yield self._connection
+
+    def bound(
+        self,
+        connection: Connection,
+        statement_timeout: timedelta | None = None,
+        lock_timeout: timedelta | None = None,
+        idle_timeout: timedelta | None = IDLE_IN_TRANSACTION,
+    ) -> None:
+        """Bound the statements of the transaction that `connection` is in; None takes the run's own limits."""
+        connection.execute(
+            load("postgres", "session", "bound_transaction"),
+            {
+                "statement_timeout": milliseconds(statement_timeout or self._limits.statement_timeout),
+                "lock_timeout": milliseconds(lock_timeout or self._limits.lock_timeout),
+                "idle_timeout": milliseconds(idle_timeout) if idle_timeout else "0",
+            },
+        )
+
+    @contextmanager
+    def autocommit(self, limit: timedelta) -> Iterator[Connection]:
+        """The run's connection without a transaction, for VACUUM and CONCURRENTLY; cancelled after `limit`.
+
+        The clock is ours: outside a transaction a timeout could only be set for the session, which leaks through
+        PgBouncer. Raises BackendBusy where the limit is met.
+        """
+        assert self._connection is not None, "the backend is not open"  # noqa: S101 - a fault of ours
+        if self._interrupted.is_set():
+            raise BackendBusy("the run was asked to end", "the next run goes on where this ended")
+        clock = threading.Timer(limit.total_seconds(), self._cancel)
+        clock.daemon = True
+        with driver_errors(self.display_url):
+            autocommitting = self._connection.execution_options(isolation_level="AUTOCOMMIT")
+            clock.start()
+            try:
+                yield autocommitting
+            finally:
+                clock.cancel()
+                if not self._connection.invalidated:
+                    # SQLAlchemy begins a transaction of its own around every statement, in autocommit too.
+                    self._connection.rollback()
+                    self._connection.execution_options(isolation_level="READ COMMITTED")
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        if self._connection is not None and not self._connection.closed and not self._connection.invalidated:
+            raw = self._connection.connection.dbapi_connection
+            if raw is not None:
+                raw.cancel()

@@ -1,0 +1,113 @@
+"""What the driver raises, told to an operator: the one place where psycopg2's errors become ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import psycopg2
+from sqlalchemy.exc import DBAPIError
+
+from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
+
+LOCK_NOT_AVAILABLE: Final = "55P03"
+DEADLOCK: Final = "40P01"
+SERIALIZATION: Final = "40001"
+STATEMENT_TIMEOUT: Final = "57014"
+CHECK_VIOLATION: Final = "23514"
+"""Also raised for a row that no partition takes."""
+DUPLICATE_TABLE: Final = "42P07"
+
+_BUSY: Final = {
+    LOCK_NOT_AVAILABLE: "another session holds a lock longer than backendops may wait for it",
+    DEADLOCK: "a deadlock with another session was broken in its favour",
+    SERIALIZATION: "another session changed the same rows at the same moment",
+    STATEMENT_TIMEOUT: "a statement was cancelled: it took longer than statement_timeout, or was asked to end",
+    "53300": "every connection of the server is taken",
+    "55006": "an object is in use by another session",
+}
+_LOST: Final = {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
+# Before a session is there the driver has no code to give, only the server's words.
+_LOGIN_REFUSED: Final = re.compile(
+    r"authentication failed|no pg_hba\.conf entry|does not exist|not permitted to log in|no password supplied"
+    r"|permission denied for database|certificate|SSL",
+    re.IGNORECASE,
+)
+
+
+@contextmanager
+def driver_errors(where: str) -> Iterator[None]:
+    """Raise the driver's errors as BackendError; `where` is the backend's URL without its secrets."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise translated(error.orig, where, error.connection_invalidated) from error
+    except psycopg2.Error as error:
+        raise translated(error, where) from error
+
+
+def code_of(error: BaseException | None) -> str | None:
+    """The SQLSTATE behind an error of ours or the driver's; None where the server gave none."""
+    while error is not None:
+        code = getattr(getattr(error, "orig", error), "pgcode", None)
+        if code is not None:
+            return str(code)
+        error = error.__cause__
+    return None
+
+
+def translated(error: BaseException | None, where: str, lost: bool = False) -> BackendError:
+    """The error in an operator's words, with the way out."""
+    code = getattr(error, "pgcode", None)
+    said = _first_line(error)
+    if code is None:
+        if _LOGIN_REFUSED.search(str(error)) and not lost:
+            return BackendRefused(
+                f"{where} refused to log in: {said}", "check user, password, database name and TLS settings of the URL"
+            )
+        return BackendUnreachable(
+            f"{where} does not answer: {said}", "is the server running, and reachable from this host?"
+        )
+    if lost or code.startswith("08") or code in _LOST:
+        return BackendUnreachable(f"the connection to {where} broke: {said}", "the next run goes on where this ended")
+    if code in _BUSY:
+        return BackendBusy(f"{_BUSY[code]} ({said})", "try again later; nothing of this step was changed")
+    return _refused(code, said) or BackendError(f"the server reported {code}: {said}")
+
+
+def _refused(code: str, said: str) -> BackendRefused | None:
+    if code == "42501":
+        return BackendRefused(said, _grant(said))
+    if code == "42P01":
+        return BackendRefused(said, "name Celery's tables under `tables:` and `schemas:` of the backend")
+    if code == "42703":
+        return BackendRefused(said, "is this a table that Celery made? See `tables:` of the backend")
+    if code == "3F000":
+        return BackendRefused(said, "create the schema, or name another one")
+    if code == "25006":
+        return BackendRefused(
+            said,
+            "the server or the role is read-only: point the URL at the primary, and check that "
+            "default_transaction_read_only is off",
+        )
+    return None
+
+
+def _grant(said: str) -> str:
+    match = re.search(r"permission denied for (\w+) (.+)|must be owner of (?:\w+ )?(.+)", said)
+    if match is None:
+        return "GRANT backendops' role what it lacks"
+    if match[3]:
+        return f"GRANT the role that owns {match[3]} TO backendops' role, or ALTER TABLE {match[3]} OWNER TO it"
+    rights = {"schema": "USAGE, CREATE", "database": "CONNECT, CREATE", "sequence": "USAGE"}
+    what = match[1] if match[1] in rights else "table"
+    return (
+        f"GRANT {rights.get(what, 'SELECT, INSERT, UPDATE, DELETE')} ON {what.upper()} {match[2]} TO backendops' role"
+    )
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

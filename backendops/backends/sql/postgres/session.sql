@@ -1,0 +1,20 @@
+-- What every transaction of ours starts with, and what the server says about itself.
+
+-- name: bound_transaction
+-- Local to the transaction, so that PgBouncer in transaction mode carries nothing over to a stranger: a session's
+-- SET would leak, an `options` startup parameter is refused. Plain dates, so that partition bounds can be read.
+SELECT
+    set_config('statement_timeout', :statement_timeout, true),
+    set_config('lock_timeout', :lock_timeout, true),
+    set_config('idle_in_transaction_session_timeout', :idle_timeout, true),
+    set_config('TimeZone', 'UTC', true),
+    set_config('DateStyle', 'ISO, YMD', true);
+
+-- name: make_read_only
+-- A preview cannot change anything, whatever it tries.
+SET TRANSACTION READ ONLY;
+
+-- name: prefer_indexes
+-- A batch knows its index. Stale statistics (a table just loaded, a state just emptied) must not turn every batch into
+-- a scan of the whole table, nor into a second of compiling.
+SELECT set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
