@@ -15,10 +15,16 @@ SELECT
 FROM pg_inherits AS i
 JOIN pg_class AS c ON c.oid = i.inhrelid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_partitioned_table AS p ON p.partrelid = i.inhparent
+LEFT JOIN pg_attribute AS k ON k.attrelid = i.inhparent AND k.attnum = p.partattrs[0]
 CROSS JOIN LATERAL (
     SELECT regexp_match(
-        pg_get_expr(c.relpartbound, c.oid), $$^FOR VALUES FROM \('([^']+)'\) TO \('([^']+)'\)$$ || '$'
+        pg_get_expr(c.relpartbound, c.oid), '^FOR VALUES FROM \(''([^'']+)''\) TO \(''([^'']+)''\)$'
     ) AS bounds
+    WHERE p.partstrat = 'r' AND k.atttypid = 'timestamptz'::regtype
+    UNION ALL
+    SELECT NULL
+    WHERE p.partstrat <> 'r' OR k.atttypid IS DISTINCT FROM 'timestamptz'::regtype
 ) AS b
 WHERE i.inhparent = to_regclass(CAST(:archive AS text))
 ORDER BY lower NULLS LAST, name;
