@@ -147,6 +147,10 @@ class PostgresSession(SqlBackend):
                     self._connection.rollback()
                     self._connection.execution_options(isolation_level="READ COMMITTED")
 
+    def rest(self, seconds: float) -> None:
+        """Wait, but no longer than until the run is asked to end."""
+        self._interrupted.wait(seconds)
+
     def interrupt(self) -> None:
         self._interrupted.set()
         self._cancel()

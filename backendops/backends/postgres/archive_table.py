@@ -1,0 +1,333 @@
+"""The archive of a live table: made when missing, checked before the first row, its partitions made on the way."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final, TypeVar
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection
+
+from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.errors import CHECK_VIOLATION, DEADLOCK, DUPLICATE_TABLE, LOCK_NOT_AVAILABLE, code_of
+from backendops.backends.postgres.periods import fit, free_period, partition_name
+from backendops.backends.postgres.tables import Column, LiveTable, list_columns, quoted
+from backendops.backends.sql_files import literal, load
+from backendops.contracts.capabilities import ArchivePlan, Every
+from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
+
+DONE_AT: Final = "done_at"
+ARCHIVED_AT: Final = "archived_at"
+OURS: Final = frozenset({DONE_AT, ARCHIVED_AT})
+# Five tries of lock_timeout (2 s) with rests between: a busy table lets DDL in within a quarter of a minute, or the
+# next run tries again. A single long wait would make Celery's writers queue behind it.
+DDL_TRIES: Final = 5
+# A period's name can be taken by a partition that was detached, kept and is late for its drop; nine is plenty.
+NAME_TRIES: Final = 9
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One partition of an archive: it holds `start` <= done_at < `end`."""
+
+    oid: int
+    schema: str
+    name: str
+    start: datetime
+    end: datetime
+    is_default: bool
+    detach_pending: bool
+
+    @property
+    def sql_name(self) -> str:
+        """Schema and name as SQL."""
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def slot(self) -> str:
+        """Schema and name as the text of a slot."""
+        return literal(self.sql_name)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveTable:
+    """An archive that exists and takes the live table's rows."""
+
+    oid: int
+    schema: str
+    name: str
+    columns: tuple[Column, ...]
+    partitions: tuple[Partition, ...]
+    """By start; the DEFAULT one and those that are being detached are not among them."""
+    others: tuple[Partition, ...]
+    is_owner: bool
+
+    @property
+    def sql_name(self) -> str:
+        """Schema and name as SQL."""
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def slot(self) -> str:
+        """Schema and name as the text of a slot."""
+        return literal(self.sql_name)
+
+    def covers(self, first: datetime, last: datetime) -> bool:
+        """Is there a partition for every moment from `first` to `last`, both included?"""
+        reached = first
+        for partition in self.partitions:
+            if partition.start <= reached < partition.end:
+                reached = partition.end
+                if reached > last:
+                    return True
+        return False
+
+
+def archive_name(live: LiveTable, plan: ArchivePlan) -> tuple[str, str]:
+    """Schema and name of a live table's archive; raises BackendRefused where it would be the live table itself."""
+    schema, name = plan.schema or live.schema, fit(plan.name.replace("{table}", live.name))
+    if (schema, name) == (live.schema, live.name):
+        raise BackendRefused(
+            f"the archive of {live.sql_name} would be the live table itself",
+            "write `table: '{table}_archive'`, or name another `schema:`",
+        )
+    if "{table}" not in plan.name and live.holds == "group":
+        raise BackendRefused(
+            f"`table: {plan.name}` names one archive for the task and the group table",
+            "write {table} in it, such as `table: '{table}_archive'`",
+        )
+    return schema, name
+
+
+def find_archive(connection: Connection, live: LiveTable, plan: ArchivePlan) -> ArchiveTable | None:
+    """The archive as it is, whether or not its columns fit; None where there is none yet.
+
+    Raises BackendRefused where a table of its name is not an archive of ours.
+    """
+    schema, name = archive_name(live, plan)
+    row = connection.execute(
+        load("postgres", "archive_table", "find_archive"), {"schema": schema, "name": name}
+    ).one_or_none()
+    if row is None:
+        return None
+    where = f"{quoted(schema)}.{quoted(name)}"
+    columns = list_columns(connection, row.oid)
+    way_out = "rename it, or name another archive under `table:` of the job"
+    if row.kind != "p" or row.partition_key != f"RANGE ({DONE_AT})":
+        raise BackendRefused(f"{where} is not an archive of backendops: it is not partitioned by {DONE_AT}", way_out)
+    lacking = OURS - {column.name for column in columns}
+    if lacking:
+        raise BackendRefused(
+            f"{where} is not an archive of backendops: it has no {', '.join(sorted(lacking))}", way_out
+        )
+    if row.unique_index is not None:
+        raise BackendRefused(
+            f"{row.unique_index} is a unique index of the archive {where}: a task that ran twice could not be moved",
+            f"DROP INDEX {row.unique_index}; (of a constraint: ALTER TABLE … DROP CONSTRAINT)",
+        )
+    partitions, others = list_partitions(connection, row.oid)
+    return ArchiveTable(row.oid, schema, name, columns, partitions, others, row.is_owner)
+
+
+def ensure_archive(session: PostgresSession, live: LiveTable, plan: ArchivePlan) -> tuple[ArchiveTable, str]:
+    """The archive, made where there is none and given the columns that Celery added; and what was done, if anything.
+
+    Raises BackendRefused, before any row is moved, where a row could not be taken as it is.
+    """
+    if "{table}" not in plan.name and not plan.name.strip():
+        raise BackendRefused("the archive has no name", "name it under `table:` of the job")
+    return with_ddl(session, lambda connection: _ensured(connection, live, plan))
+
+
+def _ensured(connection: Connection, live: LiveTable, plan: ArchivePlan) -> tuple[ArchiveTable, str]:
+    archive, done = find_archive(connection, live, plan), ""
+    if archive is None:
+        _create(connection, live, plan)
+        archive, done = find_archive(connection, live, plan), "made the archive"
+    elif missing := columns_to_add(live, archive):
+        for column in missing:
+            connection.execute(
+                load(
+                    "postgres",
+                    "archive_table",
+                    "add_column",
+                    {"archive": archive.slot, "column": literal(_definition(column))},
+                )
+            )
+        archive, done = find_archive(connection, live, plan), f"added {', '.join(column.name for column in missing)}"
+    assert archive is not None  # noqa: S101 - it was made in this transaction
+    return archive, f"{done} {archive.sql_name}" if done else ""
+
+
+def columns_to_add(live: LiveTable, archive: ArchiveTable) -> tuple[Column, ...]:
+    """The live columns that the archive lacks; raises BackendRefused where one that it has cannot take their values."""
+    have = {column.name: column for column in archive.columns if column.name not in OURS}
+    for column in live.columns:
+        if column.name in OURS:
+            raise BackendRefused(
+                f"{live.sql_name} has a column {column.name} of its own, which the archive needs for itself",
+                f"ALTER TABLE {live.sql_name} RENAME COLUMN {quoted(column.name)} TO …",
+            )
+        theirs = have.get(column.name)
+        if theirs is not None and not takes(column.type, theirs.type):
+            raise BackendRefused(
+                f"column {column.name} is {column.type} in {live.sql_name}, but {theirs.type} in {archive.sql_name}",
+                f"ALTER TABLE {archive.sql_name} ALTER COLUMN {quoted(column.name)} TYPE {column.type};",
+            )
+        if theirs is not None and theirs.not_null and not column.not_null:
+            raise BackendRefused(
+                f"column {column.name} may be empty in {live.sql_name}, but not in {archive.sql_name}",
+                f"ALTER TABLE {archive.sql_name} ALTER COLUMN {quoted(column.name)} DROP NOT NULL;",
+            )
+    known = {column.name for column in live.columns}
+    for column in have.values():
+        if column.name not in known and column.not_null and not column.has_default:
+            raise BackendRefused(
+                f"{archive.sql_name} wants a value for {column.name}, which {live.sql_name} does not have",
+                f"ALTER TABLE {archive.sql_name} ALTER COLUMN {quoted(column.name)} DROP NOT NULL;",
+            )
+    return tuple(column for column in live.columns if column.name not in have)
+
+
+def takes(value: str, column: str) -> bool:
+    """Can a column of this type hold every value of that type unchanged?"""
+    if value == column:
+        return True
+    integers = ("smallint", "integer", "bigint")
+    if value in integers and column in integers:
+        return integers.index(value) <= integers.index(column)
+    texts = [re.fullmatch(r"(?:character varying|text)(?:\((\d+)\))?", name) for name in (value, column)]
+    if texts[0] and texts[1]:
+        from_length, to_length = texts[0][1], texts[1][1]
+        return to_length is None or (from_length is not None and int(from_length) <= int(to_length))
+    return False
+
+
+def _create(connection: Connection, live: LiveTable, plan: ArchivePlan) -> None:
+    schema, name = archive_name(live, plan)
+    clash = [column.name for column in live.columns if column.name in OURS]
+    if clash:
+        raise BackendRefused(
+            f"{live.sql_name} has a column {clash[0]} of its own, which the archive needs for itself",
+            f"ALTER TABLE {live.sql_name} RENAME COLUMN {clash[0]} TO …",
+        )
+    slots = {
+        "archive": literal(f"{quoted(schema)}.{quoted(name)}"),
+        "columns": literal(", ".join(_definition(column) for column in live.columns)),
+        "key": live.key_column,
+    }
+    comment = f"Results of {live.sql_name}, moved here by backendops; {DONE_AT} is date_done with its time zone."
+    for statement in ("create_archive", "index_key", "index_done_at"):
+        connection.execute(load("postgres", "archive_table", statement, slots))
+    connection.execute(load("postgres", "archive_table", "describe_archive", slots), {"comment": comment})
+
+
+def _definition(column: Column) -> str:
+    collation = f" COLLATE {column.collation}" if column.collation else ""
+    return f"{quoted(column.name)} {column.type}{collation}"
+
+
+def list_partitions(connection: Connection, oid: int) -> tuple[tuple[Partition, ...], tuple[Partition, ...]]:
+    """The partitions that take rows, by start; and the others: DEFAULT, or with a detach pending."""
+    taking: list[Partition] = []
+    others: list[Partition] = []
+    for row in connection.execute(load("postgres", "archive_table", "list_partitions"), {"oid": oid}):
+        start, end = _bounds(row.bounds or "")
+        partition = Partition(
+            row.oid, row.schema, row.name, start, end, row.bounds == "DEFAULT", bool(row.detach_pending)
+        )
+        (others if partition.is_default or partition.detach_pending else taking).append(partition)
+    return tuple(sorted(taking, key=lambda one: one.start)), tuple(sorted(others, key=lambda one: one.name))
+
+
+def _bounds(text: str) -> tuple[datetime, datetime]:
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    match = re.fullmatch(r"FOR VALUES FROM \('?(.+?)'?\) TO \('?(.+?)'?\)", text)
+    if match is None:
+        return first, last
+    ends = []
+    for written, otherwise in ((match[1], first), (match[2], last)):
+        try:
+            ends.append(datetime.fromisoformat(written))
+        except ValueError:  # MINVALUE, MAXVALUE, infinity, or a year that Python's calendar does not have
+            ends.append(otherwise)
+    return ends[0], ends[1]
+
+
+def ensure_partitions(
+    session: PostgresSession, archive: ArchiveTable, moments: Iterable[datetime], every: Every, zone: ZoneInfo
+) -> ArchiveTable:
+    """Make the partition of every moment that has none; idempotent, also against another process doing the same."""
+    for moment in moments:
+        if not archive.covers(moment, moment):
+            archive = create_partition(session, archive, moment, every, zone)
+    return archive
+
+
+def create_partition(
+    session: PostgresSession, archive: ArchiveTable, moment: datetime, every: Every, zone: ZoneInfo
+) -> ArchiveTable:
+    """Make the partition of `moment`'s period; the archive with what it has then."""
+
+    def make(connection: Connection) -> ArchiveTable:
+        current = _refreshed(connection, archive)
+        pending = [one for one in current.others if not one.is_default]
+        period = free_period(moment, every, zone, (*current.partitions, *pending))
+        if period is None:
+            return current
+        name = _free_name(connection, current.schema, partition_name(current.name, period[0], every, zone))
+        slots = {"archive": current.slot, "partition": literal(f"{quoted(current.schema)}.{quoted(name)}")}
+        connection.execute(load("postgres", "archive_table", "create_partition", slots))
+        connection.execute(
+            load("postgres", "archive_table", "attach_partition", slots), {"start": period[0], "end": period[1]}
+        )
+        return _refreshed(connection, current)
+
+    try:
+        return with_ddl(session, make)
+    except BackendError as error:
+        # A DEFAULT partition that somebody made already holds rows of this period: they and ours stay there.
+        if code_of(error) == CHECK_VIOLATION and any(one.is_default for one in archive.others):
+            return archive
+        raise
+
+
+def _refreshed(connection: Connection, archive: ArchiveTable) -> ArchiveTable:
+    partitions, others = list_partitions(connection, archive.oid)
+    return replace(archive, partitions=partitions, others=others)
+
+
+def _free_name(connection: Connection, schema: str, name: str) -> str:
+    for number in range(1, NAME_TRIES + 1):
+        candidate = name if number == 1 else fit(name, f"_{number}")
+        taken = connection.execute(
+            load("postgres", "archive_table", "is_taken"), {"schema": schema, "name": candidate}
+        ).scalar_one()
+        if not taken:
+            return candidate
+    raise BackendRefused(
+        f"every name from {quoted(name)} to {quoted(fit(name, f'_{NAME_TRIES}'))} is taken in schema {quoted(schema)}",
+        "drop or rename the detached partitions of that period",
+    )
+
+
+def with_ddl(session: PostgresSession, work: Callable[[Connection], T]) -> T:
+    """Run DDL in a transaction of its own under lock_timeout, again where a lock or another process was in the way."""
+    for attempt in range(1, DDL_TRIES + 1):
+        try:
+            with session.transaction() as connection:
+                return work(connection)
+        except BackendError as error:
+            code = code_of(error)
+            busy = isinstance(error, BackendBusy) and code in (LOCK_NOT_AVAILABLE, DEADLOCK)
+            if attempt == DDL_TRIES or not (busy or code == DUPLICATE_TABLE):
+                raise
+        # Uneven rests, so that two processes do not meet again in step.
+        session.rest(random.uniform(0.1, 0.5) * attempt)  # noqa: S311 - no secret depends on it
+    raise AssertionError("the last attempt returns or raises")

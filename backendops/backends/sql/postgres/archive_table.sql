@@ -1,0 +1,75 @@
+-- The archive table: Celery's columns as they are, and a date of its own to partition by.
+
+-- name: create_archive
+-- No key and nothing unique: a task that ran again under its old id must not jam the archive. date_done may be NULL and
+-- has no time zone, so done_at is the partition key: NOT NULL, so that no DEFAULT partition is ever needed.
+CREATE TABLE /* archive */ celery_taskmeta_archive (
+    /* columns */ id integer, task_id varchar(155), status varchar(50), result bytea, date_done timestamp /* end */,
+    done_at timestamp with time zone NOT NULL,
+    archived_at timestamp with time zone NOT NULL DEFAULT now()
+) PARTITION BY RANGE (done_at);
+
+-- name: index_key
+-- Asked for by id, as Celery does.
+CREATE INDEX ON /* archive */ celery_taskmeta_archive (/* key */ task_id);
+
+-- name: index_done_at
+-- Exported and restored by time.
+CREATE INDEX ON /* archive */ celery_taskmeta_archive (done_at);
+
+-- name: describe_archive
+-- For whoever meets the table without having heard of backendops.
+COMMENT ON TABLE /* archive */ celery_taskmeta_archive IS :comment;
+
+-- name: find_archive
+-- Also when it is not ours: its kind and key say so.
+SELECT
+    c.oid,
+    c.relkind::text AS kind,
+    pg_catalog.pg_get_partkeydef(c.oid) AS partition_key,
+    has_table_privilege(c.oid, 'INSERT') AS can_insert,
+    pg_has_role(c.relowner, 'USAGE') AS is_owner,
+    (
+        SELECT min(i.indexrelid::regclass::text)
+        FROM pg_catalog.pg_index AS i
+        WHERE i.indisunique
+          AND (i.indrelid = c.oid OR i.indrelid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) AS t))
+    ) AS unique_index
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = CAST(:schema AS name) AND c.relname = CAST(:name AS name);
+
+-- name: add_column
+-- A Celery upgrade added it to the live table; old rows of the archive have none, as in the live one.
+ALTER TABLE /* archive */ celery_taskmeta_archive ADD COLUMN /* column */ children bytea /* end */;
+
+-- name: list_partitions
+-- Bounds as text are the server's only public form of them; the transaction's TimeZone is UTC.
+SELECT
+    c.oid,
+    n.nspname AS schema,
+    c.relname AS name,
+    pg_catalog.pg_get_expr(c.relpartbound, c.oid) AS bounds,
+    i.inhdetachpending AS detach_pending
+FROM pg_catalog.pg_inherits AS i
+JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE i.inhparent = CAST(:oid AS oid);
+
+-- name: is_taken
+-- Any relation takes the name, an index or a sequence too.
+SELECT EXISTS (
+    SELECT
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = CAST(:schema AS name) AND c.relname = CAST(:name AS name)
+);
+
+-- name: create_partition
+-- Made beside the archive and then attached: PARTITION OF would lock out every reader of the archive.
+CREATE TABLE /* partition */ celery_taskmeta_archive_p2026_11 (LIKE /* archive */ celery_taskmeta_archive INCLUDING ALL);
+
+-- name: attach_partition
+-- An empty table: nothing is scanned, its indexes are taken over as they are.
+ALTER TABLE /* archive */ celery_taskmeta_archive
+ATTACH PARTITION /* partition */ celery_taskmeta_archive_p2026_11 FOR VALUES FROM (:start) TO (:end);
