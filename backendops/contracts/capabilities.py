@@ -166,3 +166,14 @@ class CanReportPool(ABC):
     @abstractmethod
     def report_pool(self) -> PoolReport:
         """Measure on a fresh connection; raises BackendUnreachable within five seconds where it is dead."""
+
+
+class CanReportPressure(ABC):
+    """Can it say that it is under pressure, so that a changing run should wait?"""
+
+    @abstractmethod
+    def pressure(self) -> str | None:
+        """Why to wait, as the word that becomes a metric's label, such as `replica-lag`; None where all is well.
+
+        Asked about once a second while a run goes on: it must cost no more than a round trip.
+        """

@@ -24,6 +24,8 @@ class Job(BaseModel, ABC):
     """The one capability a backend must have."""
     changes: ClassVar[bool]
     """Does it change the backend? Changing jobs on one backend exclude each other."""
+    minds_the_clock: ClassVar[bool] = True
+    """Does it decide by the age of results? Then it is refused where a clock is wrong."""
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """What its steps may read: each series is there, at zero, from the moment the policy loads."""
 

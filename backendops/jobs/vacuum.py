@@ -47,6 +47,7 @@ class Vacuum(Job):
     kind_name: ClassVar[str] = "vacuum"
     needs: ClassVar[type] = CanVacuum
     changes: ClassVar[bool] = True
+    minds_the_clock: ClassVar[bool] = False
     metrics: ClassVar = (metrics.TABLE_BYTES, metrics.TABLE_DEAD_ROWS, metrics.FINDINGS)
 
     # Below a thousand dead rows the pages hardly change; autovacuum's own floor is 50.

@@ -1,0 +1,151 @@
+"""Driving one job, a committed step at a time, and asking after each whether to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from backendops.contracts.backend import Backend, Lock
+from backendops.contracts.capabilities import CanReportPressure
+from backendops.contracts.readings import Finding
+from backendops.contracts.run import Outcome, Step, Steps
+from backendops.engine.clock import Clock
+from backendops.engine.ledger import Ledger
+from backendops.engine.pacing import TimedPace
+from backendops.engine.report import Run
+from backendops.engine.stop import Stop
+
+# A person who cancels or pauses waits a second for it; asking more often would cost a write per small batch.
+ASK_EVERY: Final = 1.0
+# `touch` it in the state directory, and every changing run of this host rests until it is gone.
+PAUSE_FILE: Final = "pause"
+# A run of a thousand partitions must not make a log line of a thousand sentences.
+_MOST_SENTENCES: Final = 10
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a run has done so far; it outlives whatever ends the run."""
+
+    rows: int = 0
+    whats: dict[str, None] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    throttled: dict[str, float] = field(default_factory=dict)
+
+    def add(self, step: Step) -> None:
+        """Count a step in."""
+        self.rows += step.rows
+        if step.what:
+            self.whats[step.what] = None
+        self.findings.extend(step.findings)
+
+    @property
+    def what(self) -> str:
+        """What the steps said they did, each sentence once."""
+        said = list(self.whats)
+        more = [f"and {len(said) - _MOST_SENTENCES} more"] if len(said) > _MOST_SENTENCES else []
+        return "; ".join(said[:_MOST_SENTENCES] + more)
+
+
+@contextmanager
+def history(doing: str) -> Iterator[None]:
+    """The ledger is history, not truth: when it fails in the middle of a run, the run goes on and the log says so."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError) as error:
+        log.warning("ledger.failed", doing=doing, error=str(error).partition("\n")[0])
+
+
+@dataclass(slots=True)
+class Drive:
+    """One run between its start and its end."""
+
+    run: Run
+    backend: Backend
+    lock: Lock | None
+    tally: Tally
+    ledger: Ledger
+    stop: Stop
+    clock: Clock
+
+    _pace: TimedPace = field(init=False)
+    _deadline: float = field(init=False)
+    _asked_at: float = field(default=float("-inf"), init=False)
+    _pressed_at: float = field(default=float("-inf"), init=False)
+    _cancelled: bool = field(default=False, init=False)
+    _held: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        job = self.run.pair.job
+        self._pace = TimedPace(job.batch_size, job.batch_time)
+        self._deadline = self.clock.monotonic() + job.time_budget.total_seconds()
+
+    def to_the_end(self, stepped: Callable[[Step], None], throttled: Callable[[str, float], None]) -> Outcome:
+        """Step until the job is done or something ends it; a stop never falls inside a step."""
+        steps: Steps = self.run.pair.job.run(self.backend, self.clock.now(), self._pace)
+        with closing(steps):
+            while True:
+                ending = self._why_end() or self._wait_out_pressure(throttled)
+                if ending is not None:
+                    return ending
+                began = self.clock.monotonic()
+                step = next(steps, None)
+                if step is None:
+                    return Outcome.COMPLETED
+                self.tally.add(step)
+                stepped(step)
+                if self.run.pair.job.changes:
+                    self.stop.wait(self._pace.rest(self.clock.monotonic() - began))
+
+    def _why_end(self) -> Outcome | None:
+        self._ask_the_ledger()
+        if self.stop.requested:
+            return Outcome.STOPPED
+        if self._cancelled:
+            return Outcome.CANCELLED
+        if self.clock.monotonic() >= self._deadline:
+            return Outcome.OUT_OF_TIME
+        if self.lock is not None and not self.lock.still_held():
+            return Outcome.LOST_LOCK
+        return None
+
+    def _ask_the_ledger(self) -> None:
+        now = self.clock.monotonic()
+        if now - self._asked_at < ASK_EVERY:
+            return
+        self._asked_at = now
+        with history("ask for a cancel or a pause"):
+            self.ledger.progressed(self.run.id, self.tally.rows, self.clock.now())
+            self._cancelled = self.ledger.cancel_requested(self.run.id)
+            # Whoever starts a paused job by hand means it; a pause made while it runs holds it all the same.
+            pause = self.ledger.paused().get(self.run.pair.job_name)
+            self._held = pause is not None and pause.at > self.run.started_at
+
+    def _wait_out_pressure(self, throttled: Callable[[str, float], None]) -> Outcome | None:
+        if not self.run.pair.job.changes or self.clock.monotonic() - self._pressed_at < ASK_EVERY:
+            return None
+        while (reason := self._pressure()) is not None:
+            began = self.clock.monotonic()
+            self.stop.wait(ASK_EVERY)
+            lost = self.clock.monotonic() - began
+            self.tally.throttled[reason] = self.tally.throttled.get(reason, 0.0) + lost
+            throttled(reason, lost)
+            ending = self._why_end()
+            if ending is not None:
+                return ending
+        self._pressed_at = self.clock.monotonic()
+        return None
+
+    def _pressure(self) -> str | None:
+        if self._held:
+            return "paused"
+        if self.ledger.directory is not None and (self.ledger.directory / PAUSE_FILE).exists():
+            return "pause-file"
+        return self.backend.pressure() if isinstance(self.backend, CanReportPressure) else None

@@ -1,0 +1,140 @@
+"""Opening the ledger: a private SQLite file in the state directory, or a database that several hosts share."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event, func, insert, make_url, select
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from backendops.contracts.errors import BackendopsError
+from backendops.engine.ledger_tables import VERSION, metadata, version
+
+FILE_NAME: Final = "ledger.sqlite3"
+
+# Every write is one short transaction of a few rows: after ten seconds the other process is not slow but stuck.
+_BUSY_TIMEOUT_MS: Final = 10_000
+# Two processes that open a new ledger at the same moment both create its tables: the loser looks again.
+_ATTEMPTS: Final = 5
+
+# SQLAlchemy 2.1 would pick drivers that are not installed.
+_DRIVERS: Final = {
+    "postgresql": "postgresql+psycopg2",
+    "postgres": "postgresql+psycopg2",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
+
+
+def open_directory(directory: Path, create: bool) -> Engine:
+    """The ledger in a state directory; where there is none and it may not be made, an empty one in memory."""
+    file = directory / FILE_NAME
+    if not create and not file.exists():
+        return prepared(_sqlite(URL.create("sqlite"), poolclass=StaticPool), "the empty ledger")
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # SQLite gives its -wal and -shm files the mode of the database, so it is enough to be first.
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise BackendopsError(
+            f"cannot write the ledger {file}: {error.strerror}; "
+            "run as the user that owns it, or name a directory of your own as `state:` in the policy"
+        ) from None
+    return prepared(_sqlite(URL.create("sqlite", database=str(file))), str(file))
+
+
+def open_url(state: str) -> Engine:
+    """The ledger in a database; raises BackendopsError that never shows the password."""
+    try:
+        url = make_url(state.removeprefix("db+"))
+        url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+        if url.get_backend_name() == "sqlite":
+            return prepared(_sqlite(url), str(url))
+        # A shared ledger's server restarts now and then; pre-ping notices before a run does.
+        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise BackendopsError(
+            f"`state:` of the policy is no database that can be opened: {error}; "
+            "write a directory, or a URL such as postgresql://user@host/database"
+        ) from None
+    return prepared(engine, url.render_as_string(hide_password=True))
+
+
+def prepared(engine: Engine, where: str) -> Engine:
+    """The engine, once every table is there in the version that this backendops knows."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            with engine.begin() as connection:
+                _create(connection, where)
+        except BackendopsError:
+            engine.dispose()
+            raise
+        except SQLAlchemyError as error:
+            if attempt + 1 < _ATTEMPTS and isinstance(error, (IntegrityError, DatabaseError)) and _is_race(error):
+                time.sleep(0.05 * (attempt + 1))
+                continue
+            engine.dispose()
+            raise BackendopsError(_sentence(error, where)) from None
+        else:
+            return engine
+    raise AssertionError("the last attempt returns or raises")
+
+
+def first_line(error: SQLAlchemyError) -> str:
+    """What the driver said, without the statement that SQLAlchemy adds."""
+    said = str(getattr(error, "orig", None) or error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
+
+
+def _create(connection: Connection, where: str) -> None:
+    if not connection.dialect.has_table(connection, version.name):
+        for table in metadata.sorted_tables:
+            connection.execute(CreateTable(table, if_not_exists=True))
+            for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                # MySQL knows no IF NOT EXISTS here; a race is told by the error and tried again.
+                connection.execute(CreateIndex(index, if_not_exists=connection.dialect.name != "mysql"))
+    found = connection.scalar(select(func.max(version.c.version)))
+    if found is None:
+        connection.execute(insert(version).values(version=VERSION))
+    elif found > VERSION:
+        raise BackendopsError(
+            f"the ledger {where} was written by a newer backendops (its version is {found}, this one knows {VERSION}); "
+            "upgrade backendops here, or name another `state:` in the policy"
+        )
+
+
+def _is_race(error: SQLAlchemyError) -> bool:
+    said = first_line(error)
+    return isinstance(error, IntegrityError) or "already exists" in said or "locked" in said or "Duplicate" in said
+
+
+def _sentence(error: SQLAlchemyError, where: str) -> str:
+    if isinstance(getattr(error, "orig", None), sqlite3.DatabaseError) and "not a database" in str(error):
+        return f"{where} is damaged or no ledger; it holds history, not results: move it away and start again"
+    return f"cannot use the ledger {where}: {first_line(error)}; check `state:` in the policy and that it is writable"
+
+
+def _sqlite(url: URL, **options: Any) -> Engine:
+    engine = create_engine(url, hide_parameters=True, connect_args={"check_same_thread": False}, **options)
+
+    @event.listens_for(engine, "connect")
+    def bounded(connection: sqlite3.Connection, _record: object) -> None:
+        # The timeout comes first: switching to WAL takes a lock itself.
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
+        # With WAL, status and metrics read while a run writes.
+        connection.execute("PRAGMA journal_mode = WAL")
+        # A power cut may cost the last moments of history; the file stays whole, and no run waits for a disk.
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def begun(connection: Connection) -> None:
+        # A transaction that reads first and then writes would fail at once when another has written meanwhile.
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

@@ -1,0 +1,68 @@
+"""How large the next batch is and how long to rest before it: the application must not notice the run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+from backendops.contracts.run import Pace
+
+# Why a run may wait, as labels of a metric: a backend that reports pressure uses these words.
+THROTTLE_REASONS: Final = ("paused", "pause-file", "replica-lag", "waiting-locks")
+
+# Below ten rows a batch is mostly round trips and its lock no shorter.
+SMALLEST: Final = 10
+# Past 10,000 rows the rate no longer grows with the batch; 50,000 bounds the one statement that is
+# slower than all before it (a cold cache, a lock) to a few seconds instead of a minute.
+LARGEST: Final = 50_000
+# One jump is a guess about rows that nobody has measured yet.
+GROWTH: Final = 2.0
+# A slower batch is news and counts for most of the next size; a faster one may be luck (a warm page, a sparse range).
+WEIGHT_OF_SLOWER: Final = 0.7
+WEIGHT_OF_FASTER: Final = 0.3
+# A batch that timed out lowers the ceiling; each good one gives a tenth of it back, so that a
+# size that timed out is tried again after seven good batches, not after the next one.
+RECOVERY: Final = 1.1
+# One part in twenty-five: 10 ms after a batch of 250 ms is enough for the writers that queued behind it
+# to go first, and costs 4 % of the rate; a tenth would cost more than the rest of the engine together.
+REST_RATIO: Final = 0.04
+
+
+class TimedPace(Pace):
+    """Sizes batches so that each takes `aim`, from what the ones before it took."""
+
+    def __init__(self, first: int = 1000, aim: timedelta = timedelta(milliseconds=250)) -> None:
+        self._size = float(first)
+        self._aim = aim.total_seconds()
+        self._smallest = min(SMALLEST, first)
+        self._largest = self._ceiling = float(max(LARGEST, first))
+        self._rate: float | None = None
+
+    @property
+    def size(self) -> int:
+        return int(self._size)
+
+    def measured(self, rows: int, seconds: float) -> None:
+        # The last rows of a table fill no batch: what they took says nothing about a full one.
+        if rows <= 0 or (rows < self._size / 2 and seconds <= self._aim):
+            return
+        rate = rows / max(seconds, 1e-6)
+        if self._rate is None:
+            self._rate = rate
+        else:
+            weight = WEIGHT_OF_SLOWER if rate < self._rate else WEIGHT_OF_FASTER
+            self._rate += weight * (rate - self._rate)
+        self._ceiling = min(self._ceiling * RECOVERY, self._largest)
+        self._resize(min(self._rate * self._aim, self._size * GROWTH))
+
+    def timed_out(self) -> None:
+        self._ceiling = max(self._size / 2, self._smallest)
+        self._rate = None
+        self._resize(self._ceiling)
+
+    def rest(self, seconds: float) -> float:
+        """Seconds to rest after a step that took `seconds`; a step that cannot be split earns no longer rest."""
+        return min(seconds * REST_RATIO, self._aim)
+
+    def _resize(self, size: float) -> None:
+        self._size = max(min(size, self._ceiling), self._smallest)

@@ -1,0 +1,235 @@
+"""One run, from the outside in: open, safety limits, lock, ledger, steps, report. Everybody runs jobs this way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import structlog
+
+from backendops.contracts.errors import BackendError, BackendopsError, BackendRefused, BackendUnreachable
+from backendops.contracts.masking import mask, secrets_of
+from backendops.contracts.run import Limits, NoWatermarks, Outcome, Preview, Step, Trigger
+from backendops.contracts.units import Duration
+from backendops.engine.clock import Clock
+from backendops.engine.drive import Drive, Tally, history
+from backendops.engine.ledger import Ledger
+from backendops.engine.report import Run, RunListener, RunReport
+from backendops.engine.safety import check_clocks, check_volume
+from backendops.engine.stop import Stop
+from backendops.policy.model import Pair
+
+__all__ = ["Run", "RunListener", "RunReport", "Runner"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    outcome: Outcome
+    error: str = ""
+    hint: str = ""
+    what: str = ""
+
+
+class Runner:
+    """Runs pairs; one runner serves every thread of a process."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        listeners: Sequence[RunListener] = (),
+        stop: Stop | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.ledger = ledger
+        self.listeners = tuple(listeners)
+        self.stop = stop or Stop()
+        self.clock = clock or Clock()
+
+    def run(self, pair: Pair, trigger: Trigger, *, record_locked: bool = True) -> RunReport:
+        """Run the pair's job once, now. Whatever the backend does, the answer is a report, never an exception.
+
+        Without `record_locked` a run that finds the lock taken leaves no trace, for a caller that tries again soon.
+        """
+        return _Running(self, pair, trigger).to_report(record_locked)
+
+    def preview(self, pair: Pair) -> Preview:
+        """What a run would do now, on a read-only connection; raises BackendError."""
+        try:
+            with pair.backend.open(_limits(pair, read_only=True), NoWatermarks()) as backend:
+                return pair.job.preview(backend, self.clock.now())
+        except BackendopsError:
+            raise
+        except Exception as error:
+            raise BackendError(*_unexpected(error)) from error
+
+
+class _Running:
+    """One run's way through the runner."""
+
+    def __init__(self, runner: Runner, pair: Pair, trigger: Trigger) -> None:
+        self._ledger = runner.ledger
+        self._listeners = runner.listeners
+        self._stop = runner.stop
+        self._clock = runner.clock
+        self._runner = runner
+        self._pair = pair
+        self._trigger = trigger
+        self._started_at = runner.clock.now()
+        self._tally = Tally()
+        self._run: Run | None = None
+        self._ending: _Ending | None = None
+
+    def to_report(self, record_locked: bool) -> RunReport:
+        began = self._clock.monotonic()
+        try:
+            with ExitStack() as held:
+                # Taken down before lock and connection are closed: what fails there no longer changes how it ended.
+                self._ending = self._attempt(held)
+        except Exception as error:  # noqa: BLE001 - the engine is the one place where any failure becomes an outcome
+            self._ending = self._failed(error)
+        except BaseException:
+            # Ctrl-C without a Stop: the step in hand is rolled back, those before it are committed.
+            self._report(_Ending(Outcome.STOPPED, "interrupted"), began)
+            raise
+        if self._ending.outcome is Outcome.LOCKED and not record_locked:
+            return self._summary(self._ending, 0, self._clock.monotonic() - began)
+        return self._report(self._ending, began)
+
+    def _attempt(self, held: ExitStack) -> _Ending:
+        job = self._pair.job
+        watermarks = self._ledger.watermarks(self._pair.backend_name)
+        backend = held.enter_context(self._pair.backend.open(_limits(self._pair), watermarks))
+        held.enter_context(self._stop.on_overdue(backend.interrupt))
+        lock = None
+        if job.changes:
+            standing = backend.standing()
+            if standing.read_only_because:
+                return _Ending(Outcome.COMPLETED, what=f"changed nothing: {standing.read_only_because}")
+            if job.minds_the_clock:
+                check_clocks(standing, self._clock.now())
+            if job.max_rows is not None:
+                check_volume(self._runner.preview(self._pair), job.max_rows)
+            lock = held.enter_context(backend.lock())
+            if lock is None:
+                return _Ending(
+                    Outcome.LOCKED,
+                    "another run that changes this backend has its lock",
+                    "try again when it has ended: `backendops status` shows it",
+                )
+        run = self._begin()
+        drive = Drive(run, backend, lock, self._tally, self._ledger, self._stop, self._clock)
+        return _ending_of(drive.to_the_end(self._stepped, self._throttled), self._pair, self._stop)
+
+    def _failed(self, error: Exception) -> _Ending:
+        if self._ending is not None:
+            log.warning("run.not_closed", job=self._pair.job_name, backend=self._pair.backend_name, error=str(error))
+            return self._ending
+        if self._stop.overdue and isinstance(error, BackendError):
+            return _Ending(
+                Outcome.STOPPED,
+                "the step in hand took too long to wait for and was rolled back",
+                "the next run goes on from there",
+            )
+        if isinstance(error, BackendUnreachable):
+            return self._unreachable(error)
+        if isinstance(error, BackendRefused):
+            return _Ending(Outcome.REFUSED, str(error), error.hint)
+        if isinstance(error, BackendError):
+            return _Ending(Outcome.FAILED, str(error), error.hint)
+        log.debug("run.traceback", job=self._pair.job_name, backend=self._pair.backend_name, exc_info=error)
+        return _Ending(Outcome.FAILED, *_unexpected(error))
+
+    def _unreachable(self, error: BackendUnreachable) -> _Ending:
+        step = self._pair.job.when_unreachable(error)
+        if step is None:
+            return _Ending(Outcome.UNREACHABLE, str(error), error.hint)
+        self._begin()
+        self._tally.add(step)
+        self._stepped(step)
+        return _Ending(Outcome.COMPLETED)
+
+    def _begin(self) -> Run:
+        """The run in the ledger; it begins only once."""
+        if self._run is None:
+            run_id = 0
+            with history("take down that a run begins"):
+                run_id = self._ledger.started(self._pair, self._trigger, self._started_at)
+            self._run = run = Run(run_id, self._pair, self._trigger, self._started_at)
+            self._tell(lambda listener: listener.started(run))
+        return self._run
+
+    def _stepped(self, step: Step) -> None:
+        run = self._begin()
+        if step.readings:
+            with history("keep readings"):
+                self._ledger.record(self._pair.job_name, self._pair.backend_name, step.readings, self._clock.now())
+        self._tell(lambda listener: listener.stepped(run, step))
+
+    def _throttled(self, reason: str, seconds: float) -> None:
+        run = self._begin()
+        self._tell(lambda listener: listener.throttled(run, reason, seconds))
+
+    def _report(self, ending: _Ending, began: float) -> RunReport:
+        run = self._begin()
+        report = self._summary(ending, run.id, self._clock.monotonic() - began)
+        with history("take down how a run ended"):
+            self._ledger.ended(report)
+        self._tell(lambda listener: listener.ended(run, report))
+        return report
+
+    def _summary(self, ending: _Ending, run_id: int, seconds: float) -> RunReport:
+        secrets = set(secrets_of(self._pair.backend))
+        whats = [what for what in (self._tally.what, ending.what) if what]
+        return RunReport(
+            run_id=run_id,
+            job=self._pair.job_name,
+            backend=self._pair.backend_name,
+            trigger=self._trigger,
+            outcome=ending.outcome,
+            started_at=self._started_at,
+            ended_at=self._clock.now(),
+            rows=self._tally.rows,
+            seconds=seconds,
+            error=mask(ending.error, secrets),
+            hint=mask(ending.hint, secrets),
+            what=mask("; ".join(whats), secrets),
+            throttled=dict(self._tally.throttled),
+            findings=tuple(self._tally.findings),
+        )
+
+    def _tell(self, say: Callable[[RunListener], None]) -> None:
+        for listener in self._listeners:
+            try:
+                say(listener)
+            except Exception:
+                # A listener that fails must not end the run it listens to.
+                log.exception("listener.failed", listener=type(listener).__name__)
+
+
+def _limits(pair: Pair, read_only: bool = False) -> Limits:
+    job = pair.job
+    return Limits(statement_timeout=job.statement_timeout, budget=job.time_budget, read_only=read_only)
+
+
+def _ending_of(outcome: Outcome, pair: Pair, stop: Stop) -> _Ending:
+    goes_on = "what is done is committed; the next run goes on from there"
+    match outcome:
+        case Outcome.LOST_LOCK:
+            return _Ending(outcome, "the lock was lost in the middle of the run, so it ended at once", goes_on)
+        case Outcome.STOPPED:
+            return _Ending(outcome, f"the process was asked to end ({stop.reason})", goes_on)
+        case Outcome.OUT_OF_TIME:
+            return _Ending(outcome, f"its time_budget of {Duration(pair.job.time_budget)} is used up", goes_on)
+        case Outcome.CANCELLED:
+            return _Ending(outcome, "somebody cancelled it", goes_on)
+        case _:
+            return _Ending(outcome)
+
+
+def _unexpected(error: Exception) -> tuple[str, str]:
+    said = str(error).strip().partition("\n")[0]
+    sentence = f"unexpected {type(error).__name__}: {said}" if said else f"unexpected {type(error).__name__}"
+    return sentence, "run it again with -v for the traceback, and report it: this is a fault of backendops"
