@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from backendops.backends.redis import RedisBackend
+from backendops.backends.sqlite import SqliteBackend
 from backendops.contracts.backend import Backend
 
-BACKENDS: Final[tuple[type[Backend], ...]] = ()
+BACKENDS: Final[tuple[type[Backend], ...]] = (RedisBackend,)

@@ -1,0 +1,235 @@
+"""SQLite as Celery's result backend (`db+sqlite:///results.db`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar, Self
+
+from pydantic import PrivateAttr, SecretStr, field_validator
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from backendops.backends.sql import Schemas, SqlBackend
+from backendops.backends.sql_files import load
+from backendops.backends.sqlite.archive_table import archive_table
+from backendops.backends.sqlite.connection import File, opened
+from backendops.backends.sqlite.date_done import DateDone
+from backendops.backends.sqlite.errors import translated
+from backendops.backends.sqlite.lock import FileLock, file_lock
+from backendops.backends.sqlite.removal import Removal, Search
+from backendops.backends.sqlite.space import Vacuuming, space_of
+from backendops.backends.sqlite.tables import LiveTable, live_table
+from backendops.contracts import metrics
+from backendops.contracts.backend import Standing
+from backendops.contracts.capabilities import (
+    ArchivePlan,
+    CanArchive,
+    CanExpire,
+    CanReportPool,
+    CanVacuum,
+    PoolReport,
+    VacuumPlan,
+)
+from backendops.contracts.readings import Finding, Reading, Severity
+from backendops.contracts.retention import Retention
+from backendops.contracts.run import Limits, Pace, Preview, Step, Steps, Watermarks
+
+
+class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool):
+    """A file that Celery on the same host writes results to."""
+
+    kind: ClassVar[str] = "sqlite"
+    schemes: ClassVar[tuple[str, ...]] = ("db+sqlite", "sqlite")
+    drivername: ClassVar[str] = "sqlite+pysqlite"
+
+    _file: File | None = PrivateAttr(None)
+
+    @field_validator("url")
+    @classmethod
+    def _names_a_file(cls, value: SecretStr) -> SecretStr:
+        try:
+            database = make_url(value.get_secret_value().removeprefix("db+")).database
+        except ArgumentError:
+            raise ValueError("this is not an URL: write sqlite:////absolute/path/of/results.db") from None
+        if not database or database == ":memory:" or "mode=memory" in database:
+            raise ValueError(
+                "a database in memory belongs to the one process that made it, and nobody else can see it: "
+                "write the path of a file, such as sqlite:////var/lib/app/results.db"
+            )
+        if database.startswith("file:"):
+            raise ValueError("write the plain path of the file, such as sqlite:////var/lib/app/results.db")
+        return value
+
+    @field_validator("schemas")
+    @classmethod
+    def _no_schemas(cls, value: Schemas) -> Schemas:
+        if value.task or value.group:
+            raise ValueError("SQLite has no schemas: leave them out")
+        return value
+
+    @property
+    def path(self) -> Path:
+        """The file, links followed: two names of one file share its lock."""
+        return Path(self.sqlalchemy_url.database or "").resolve()
+
+    @contextmanager
+    def open(self, limits: Limits, watermarks: Watermarks) -> Iterator[Self]:
+        with opened(self.path, limits) as file:
+            copy = self.model_copy()
+            copy._file, copy._limits, copy._watermarks = file, limits, watermarks
+            yield copy
+
+    @property
+    def _opened(self) -> File:
+        if self._file is None:
+            raise RuntimeError("open the backend first")
+        return self._file
+
+    @property
+    def _clock(self) -> DateDone:
+        return DateDone(self.zone)
+
+    def standing(self) -> Standing:
+        """The clock is the host's: nobody else's writes date_done but Celery's on this host."""
+        newest = None
+        with translated(self.path):
+            table = live_table(self._opened.connection, self.tables.task)
+            statement = "newest_by_date" if table.date_done_index else "newest_by_id"
+            row = self._opened.connection.execute(load("sqlite", "schema", statement, table.slots())).first()
+        # Groups and retries are in UTC whatever the zone: only finished results can show that it is wrong.
+        if row is not None and (moment := self._clock.read(*row)) is not None:
+            newest = moment.likely
+        return Standing(server_now=datetime.now(UTC), newest_done=newest)
+
+    @contextmanager
+    def lock(self) -> Iterator[FileLock | None]:
+        with file_lock(self.path) as held:
+            yield held
+
+    def interrupt(self) -> None:
+        if self._file is not None:
+            self._file.interrupt()
+
+    def _live_tables(self) -> tuple[LiveTable, ...]:
+        with translated(self.path):
+            return tuple(live_table(self._opened.connection, name) for name in self.table_names())
+
+    def preview_expire(self, due: Retention) -> Preview:
+        return self._preview(due, None)
+
+    def expire(self, due: Retention, pace: Pace) -> Steps:
+        yield from self._remove(due, None, pace)
+
+    def preview_archive(self, due: Retention, plan: ArchivePlan) -> Preview:
+        return self._preview(due, plan)
+
+    def archive(self, due: Retention, plan: ArchivePlan, pace: Pace) -> Steps:
+        yield from self._remove(due, plan, pace)
+
+    def _removals(self, due: Retention, plan: ArchivePlan | None) -> tuple[Removal, ...]:
+        connection, names = self._opened.connection, self.table_names()
+        return tuple(
+            Removal(
+                self._opened,
+                Search(table, due, self._clock),
+                archive_table(connection, table, names, plan) if plan else None,
+            )
+            for table in self._live_tables()
+        )
+
+    def _remove(self, due: Retention, plan: ArchivePlan | None, pace: Pace) -> Steps:
+        removals = self._removals(due, plan)
+        for removal in removals:
+            if removal.archive:
+                with translated(self.path), self._opened.writing():
+                    made = removal.archive.prepare(self._opened.connection)
+                if made:
+                    yield Step(what=made)
+        for removal in removals:
+            yield from removal.run(pace)
+        yield Step(
+            readings=(metrics.RESULTS_DUE.read(0), *self._ages(removals)),
+            findings=_unreadable(removals),
+        )
+
+    def _preview(self, due: Retention, plan: ArchivePlan | None) -> Preview:
+        removals = self._removals(due, plan)
+        rows, parts, ages = 0, [], []
+        with translated(self.path):
+            for removal in removals:
+                counted = 0
+                # Counted in pieces, as a run would find them: one long read would keep Celery from committing.
+                for found in removal.search.looks(self._opened.connection):
+                    counted += len(found)
+                    ages += [min(row.done_at for row in found)] if found else []
+                rows += counted
+                parts.append(f"{counted:,} from {removal.search.table.name}")
+        return Preview(
+            summary=f"{'move' if plan else 'remove'} {', '.join(parts)}",
+            rows=rows,
+            oldest=min(ages, default=None),
+            cutoff=due.latest,
+            statements=tuple(sent for removal in removals for sent in removal.statements),
+            readings=(metrics.RESULTS_DUE.read(rows), *self._ages(removals)),
+            findings=_unreadable(removals),
+        )
+
+    def _ages(self, removals: tuple[Removal, ...]) -> Iterator[Reading]:
+        now = datetime.now(UTC)
+        for table in (removal.search.table for removal in removals):
+            statement = "oldest_by_date" if table.date_done_index else "oldest_by_id"
+            row = self._opened.connection.execute(load("sqlite", "remove", statement, table.slots())).first()
+            moment = self._clock.read(*row) if row is not None else None
+            age = max((now - moment.likely).total_seconds(), 0.0) if moment else 0.0
+            yield metrics.RESULTS_OLDEST_AGE.read(age, table=table.name)
+
+    def _vacuuming(self, plan: VacuumPlan) -> Vacuuming:
+        tables = tuple(table.name for table in self._live_tables())
+        return Vacuuming(self._opened, plan, tables, self._limits.budget, self._watermarks)
+
+    def preview_vacuum(self, plan: VacuumPlan) -> Preview:
+        vacuuming = self._vacuuming(plan)
+        with translated(self.path):
+            space = space_of(self._opened.connection)
+            return Preview(
+                summary=f"{space} in {self.path.name}",
+                statements=vacuuming.statements,
+                readings=tuple(vacuuming.readings()),
+                findings=vacuuming.findings(space),
+            )
+
+    def vacuum(self, plan: VacuumPlan, pace: Pace) -> Steps:
+        yield from self._vacuuming(plan).run(pace)
+
+    def report_pool(self) -> PoolReport:
+        """SQLite has no server: opening and reading the file is all there is to measure."""
+        began = time.monotonic()
+        with opened(self.path, Limits(lock_timeout=self._limits.lock_timeout, read_only=True)) as file:
+            connected = time.monotonic()
+            with translated(self.path):
+                file.connection.execute(load("sqlite", "pool", "round_trip")).scalar_one()
+            answered = time.monotonic()
+        return PoolReport(
+            connect_seconds=connected - began,
+            roundtrip_seconds=answered - connected,
+            connections={},
+            connections_limit=0,
+        )
+
+
+def _unreadable(removals: tuple[Removal, ...]) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(
+            Severity.WARNING,
+            "sqlite.unreadable-date-done",
+            f"{removal.search.unreadable:,} rows of {removal.search.table.name} have a date_done that is no date; "
+            "they were left alone",
+            "set it to a date such as 2026-11-20 04:30:19.000000, or to NULL",
+        )
+        for removal in removals
+        if removal.search.unreadable
+    )
