@@ -8,4 +8,4 @@ from backendops.backends.redis import RedisBackend
 from backendops.backends.sqlite import SqliteBackend
 from backendops.contracts.backend import Backend
 
-BACKENDS: Final[tuple[type[Backend], ...]] = (RedisBackend,)
+BACKENDS: Final[tuple[type[Backend], ...]] = (RedisBackend, SqliteBackend)
