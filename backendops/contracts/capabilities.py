@@ -111,6 +111,7 @@ class MemoryReport:
     evicted_keys: int
     loading: bool
     rdb_last_save: datetime | None
+    """None where snapshots are off, or where the server does not say whether they are."""
     rdb_last_ok: bool
     rdb_changes: int
     aof_enabled: bool
@@ -127,6 +128,9 @@ class MemoryReport:
     sampled: float
     """The part of the keyspace the figures by kind were read from, 0 to 1; they are scaled up to the whole."""
     biggest: tuple[tuple[str, int], ...] = ()
+    """Name and bytes of the largest result keys that were weighed."""
+    allocator: str = ""
+    """The memory allocator, which decides what helps against fragmentation."""
 
 
 class CanReportMemory(ABC):

@@ -1,0 +1,5 @@
+"""Redis and Valkey as a Celery result backend."""
+
+from backendops.backends.redis.backend import RedisBackend
+
+__all__ = ["RedisBackend"]

@@ -1,0 +1,180 @@
+"""The Redis and Valkey backend: its policy keys, its connection and what it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, ClassVar, Self
+
+import redis
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
+
+from backendops.backends.redis import connection, expire, lock, memory, pool
+from backendops.backends.redis.address import SCHEMES, Address
+from backendops.backends.redis.errors import acl_line, translated
+from backendops.backends.redis.keys import ResultKeys
+from backendops.contracts.backend import Backend, Lock, Standing
+from backendops.contracts.capabilities import CanExpire, CanReportMemory, CanReportPool, MemoryReport, PoolReport
+from backendops.contracts.errors import BackendRefused
+from backendops.contracts.retention import Retention
+from backendops.contracts.run import Limits, NoWatermarks, Pace, Preview, Steps, Watermarks
+
+
+class SentinelOptions(BaseModel):
+    """How to log in to the sentinels themselves; the server's own login is in the URL."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    username: str | None = Field(None, description="User of the sentinels.")
+    password: SecretStr | None = Field(None, description="Password of the sentinels.")
+    ssl: bool = Field(False, description="Connect to the sentinels over TLS.")
+    ssl_ca_certs: str | None = Field(None, description="PEM file of the sentinels' certificate authority.")
+
+    def as_redis(self) -> dict[str, Any]:
+        """As redis-py's Sentinel takes them."""
+        given = self.model_dump(exclude_none=True, exclude_defaults=True)
+        if self.password is not None:
+            given["password"] = self.password.get_secret_value()
+        return given
+
+
+class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
+    """Results as keys of a Redis or Valkey server."""
+
+    kind: ClassVar[str] = "redis"
+    schemes: ClassVar[tuple[str, ...]] = SCHEMES
+    driver: ClassVar[tuple[str, str]] = ("redis", "redis")
+
+    global_keyprefix: str = Field("", description="Celery's result_backend_transport_options: global_keyprefix.")
+    master_name: str | None = Field(
+        None, description="Celery's result_backend_transport_options: the master that sentinel:// follows."
+    )
+    sentinel_kwargs: SentinelOptions = Field(
+        SentinelOptions(), description="Celery's result_backend_transport_options: the login to the sentinels."
+    )
+    min_other_sentinels: Annotated[int, Field(ge=0)] = Field(
+        0, description="Celery's result_backend_transport_options: how many other sentinels one must know of."
+    )
+
+    _client: redis.Redis | None = PrivateAttr(None)
+    _limits: Limits = PrivateAttr(default_factory=Limits)
+    _watermarks: Watermarks = PrivateAttr(default_factory=NoWatermarks)
+
+    @field_validator("url")
+    @classmethod
+    def _readable_url(cls, url: SecretStr) -> SecretStr:
+        Address.parse(url.get_secret_value())
+        return url
+
+    @model_validator(mode="after")
+    def _master_is_named(self) -> Self:
+        if self.address.scheme == "sentinel" and not self.master_name:
+            raise ValueError("sentinel:// needs master_name: the name the sentinels know the master by")
+        return self
+
+    @property
+    def address(self) -> Address:
+        """What the URL says."""
+        return Address.parse(self.url.get_secret_value())
+
+    @property
+    def display_url(self) -> str:
+        return str(self.address)
+
+    @property
+    def keys(self) -> ResultKeys:
+        """The names of the application's result keys."""
+        return ResultKeys(self.global_keyprefix)
+
+    @property
+    def lock_name(self) -> str:
+        """The one key that backendops itself makes here; it always has a time to live."""
+        return f"{self.keys.prefix}backendops:lock:{self.address.db}"
+
+    @contextmanager
+    def open(self, limits: Limits, watermarks: Watermarks) -> Iterator[Self]:
+        with self._translated():
+            probe = self._connect(limits, limits.connect_timeout / 2)
+            try:
+                connection.within(limits.connect_timeout, probe.ping)
+            finally:
+                probe.close()
+        # The statements of the run may take longer than an answer to a login.
+        client = self._connect(limits, limits.statement_timeout)
+        opened = self.model_copy()
+        opened._client, opened._limits, opened._watermarks = client, limits, watermarks
+        try:
+            yield opened
+        finally:
+            client.close()
+
+    def standing(self) -> Standing:
+        with self._translated():
+            server_now = self._server_now()
+            role = self.client.info("replication")
+        because = ""
+        if role.get("role") != "master":
+            because = (
+                f"{self.display_url} is a replica of {role.get('master_host')}:{role.get('master_port')}: "
+                "name the master in the URL, or use sentinel://"
+            )
+        return Standing(server_now, read_only_because=because)
+
+    @contextmanager
+    def lock(self) -> Iterator[Lock | None]:
+        self._refuse_when_read_only()
+        with lock.leased(self.client, self.lock_name, self._translated) as held:
+            yield held
+
+    def preview_expire(self, due: Retention) -> Preview:
+        with self._translated():
+            return expire.preview(expire.Sweep(self.client, self.keys, due, self._server_now()), due)
+
+    def expire(self, due: Retention, pace: Pace) -> Steps:
+        self._refuse_when_read_only()
+        with self._translated():
+            sweep = expire.Sweep(self.client, self.keys, due, self._server_now())
+            server = str(self.client.info("server").get("run_id", ""))
+            yield from expire.run(sweep, pace, self._watermarks, server)
+
+    def report_memory(self, time_limit: timedelta) -> MemoryReport:
+        with self._translated():
+            return memory.report(self.client, self.keys, self.address.db, time_limit)
+
+    def report_pool(self) -> PoolReport:
+        with self._translated():
+            # Half of the limit for connecting and half for the answers, so that both together stay within it.
+            fresh = self._connect(self._limits, self._limits.connect_timeout / 2)
+            try:
+                return connection.within(self._limits.connect_timeout, lambda: pool.report(fresh))
+            finally:
+                fresh.close()
+
+    @property
+    def client(self) -> redis.Redis:
+        """The connection of the run; raises RuntimeError where the backend was not opened."""
+        if self._client is None:
+            raise RuntimeError("open the backend first")
+        return self._client
+
+    def _connect(self, limits: Limits, answer_timeout: timedelta) -> redis.Redis:
+        return connection.connect(
+            self.address,
+            connect_timeout=limits.connect_timeout / 2,
+            answer_timeout=answer_timeout,
+            master_name=self.master_name,
+            sentinel_options=self.sentinel_kwargs.as_redis(),
+            min_other_sentinels=self.min_other_sentinels,
+        )
+
+    def _server_now(self) -> datetime:
+        seconds, microseconds = self.client.time()
+        return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
+
+    def _translated(self) -> Any:
+        return translated(self.display_url, acl_line(self.address.username, self.keys.prefix))
+
+    def _refuse_when_read_only(self) -> None:
+        if self._limits.read_only:
+            raise BackendRefused(f"{self.display_url} was opened for reading only")

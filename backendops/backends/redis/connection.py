@@ -1,0 +1,101 @@
+"""Connections: one server, one socket or whatever master the sentinels name, with every wait bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, Final, TypeVar, cast
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from backendops.backends.redis.address import Address
+
+CLIENT_NAME: Final = "backendops"
+
+T = TypeVar("T")
+
+
+def _without_touching(connection: AbstractConnection) -> None:
+    # What we read must not look used: that would change what an LRU policy evicts and how long a chord seems idle.
+    untyped: Any = connection
+    untyped.on_connect()
+    untyped.send_command("CLIENT", "NO-TOUCH", "ON")
+    try:
+        untyped.read_response()
+    except redis.ResponseError:
+        # Redis before 7.2 has no such command, or the ACL forbids it: reading works all the same.
+        return
+
+
+def connect(  # noqa: PLR0913 - Celery's own settings, each given by name
+    address: Address,
+    *,
+    connect_timeout: timedelta,
+    answer_timeout: timedelta,
+    master_name: str | None = None,
+    sentinel_options: dict[str, Any] | None = None,
+    min_other_sentinels: int = 0,
+) -> redis.Redis:
+    """A client that connects at its first command; no wait is longer than the two timeouts."""
+    options: dict[str, Any] = {
+        "db": address.db,
+        "username": address.username,
+        "password": address.password,
+        "client_name": CLIENT_NAME,
+        "socket_timeout": answer_timeout.total_seconds(),
+        # One protocol on every server from 6.2 on; RESP3 would add push messages that nobody reads here.
+        "protocol": 2,
+        # The engine and the schedule decide about another try, not the driver.
+        "retry": Retry(NoBackoff(), 0),
+        "redis_connect_func": _without_touching,
+    }
+    if address.scheme == "redis+socket":
+        return redis.Redis(unix_socket_path=address.socket, **options)
+    options["socket_connect_timeout"] = connect_timeout.total_seconds()
+    options["socket_keepalive"] = True
+    if address.tls:
+        options.update(ssl=True, **address.tls)
+    if address.scheme == "sentinel":
+        # redis-py has no types for its Sentinel.
+        sentinels: Any = cast(Any, Sentinel)(
+            list(address.hosts),
+            min_other_sentinels=min_other_sentinels,
+            sentinel_kwargs={
+                "socket_timeout": connect_timeout.total_seconds(),
+                "socket_connect_timeout": connect_timeout.total_seconds(),
+                "retry": Retry(NoBackoff(), 0),
+                **(sentinel_options or {}),
+            },
+        )
+        return cast(redis.Redis, sentinels.master_for(master_name or "", **options))
+    ((host, port),) = address.hosts
+    return redis.Redis(host=host, port=port, **options)
+
+
+def within(limit: timedelta, attempt: Callable[[], T]) -> T:
+    """Call `attempt` and raise TimeoutError when it takes longer: a resolver has no timeout of its own.
+
+    A host with several addresses is tried one after the other, each with the whole timeout of the socket.
+    """
+    answers: SimpleQueue[tuple[T | None, Exception | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((attempt(), None))
+        except Exception as error:  # noqa: BLE001 - it is raised again, in the thread that waits for it
+            answers.put((None, error))
+
+    Thread(target=run, daemon=True, name="backendops-connect").start()
+    try:
+        answer, error = answers.get(timeout=limit.total_seconds())
+    except Empty:
+        raise TimeoutError(f"no answer within {limit.total_seconds():g} s") from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value]  # attempt's own answer, whatever type that is

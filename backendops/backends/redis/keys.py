@@ -1,0 +1,61 @@
+"""Which keys are Celery's results, and which are a broker's: names only, nothing is read."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# The chord parts of celery.backends.redis: size, joined results, dedup set, added tasks, callback claim.
+CHORD_PARTS: Final = (b".s", b".j", b".d", b".t", b".c")
+
+# The type each kind of result key has; a key of another type is somebody else's.
+CHORD_TYPES: Final = {
+    b".s": frozenset({"string"}),
+    b".j": frozenset({"zset", "list"}),  # a list where result_chord_ordered is off
+    b".d": frozenset({"set"}),
+    b".t": frozenset({"string"}),
+    b".c": frozenset({"string"}),
+}
+
+# kombu.transport.redis' own keys, after whatever global_keyprefix the broker has. Queue lists have free names:
+# they are found through the bindings.
+_BROKER: Final = re.compile(
+    rb"(?:.*[:_.\-])?(?:_kombu\.binding.*|unacked|unacked_index|unacked_mutex|celeryev\..*|.*\.celery\.pidbox)",
+    re.DOTALL,
+)
+_GLOB: Final = re.compile(r"([*?\[\]\\])")
+
+
+def with_separator(global_keyprefix: str) -> str:
+    """Celery puts `_` after a global_keyprefix that does not end in one of `:_-.`."""
+    if not global_keyprefix or global_keyprefix[-1] in ":_-.":
+        return global_keyprefix
+    return f"{global_keyprefix}_"
+
+
+def is_broker_key(key: bytes) -> bool:
+    """Is this one of kombu's own keys?"""
+    return _BROKER.fullmatch(key) is not None
+
+
+class ResultKeys:
+    """The names of one application's result keys."""
+
+    def __init__(self, global_keyprefix: str = "") -> None:
+        prefix = with_separator(global_keyprefix)
+        self.prefix = prefix
+        self.task = f"{prefix}celery-task-meta-".encode()
+        self.group = f"{prefix}celery-taskset-meta-".encode()
+        self.pattern = _GLOB.sub(r"\\\1", prefix) + "celery-task*-meta-*"
+
+    def kind(self, key: bytes) -> str | None:
+        """`task`, `group` or `chord`; None for every key that is not a result's."""
+        if key.startswith(self.task):
+            return "task" if len(key) > len(self.task) else None
+        if key.startswith(self.group) and len(key) > len(self.group):
+            return "chord" if key[-2:] in CHORD_PARTS else "group"
+        return None
+
+    def has_its_type(self, key: bytes, kind: str, redis_type: str) -> bool:
+        """Is the key of the type that Celery gives such a key?"""
+        return redis_type in CHORD_TYPES[key[-2:]] if kind == "chord" else redis_type == "string"
