@@ -1,0 +1,50 @@
+"""Slots: the moments of a schedule, the same for every daemon; each is run once."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from backendops.contracts.run import Outcome
+from backendops.engine.report import RunReport
+from backendops.policy.schedule import Schedule
+
+# 29 February of a weekday comes round within 28 years; looking further back finds no missed run worth making up.
+_LOOK_BACK: Final = timedelta(days=400)
+
+# What a restart tries again, once. A run that was cancelled, or that used up its time, has had its turn.
+_UNFINISHED: Final = frozenset({Outcome.STOPPED, Outcome.LOCKED})
+
+
+def last_slot(schedule: Schedule, now: datetime) -> datetime | None:
+    """The latest moment of the schedule that is not after `now`; None where there was none within a year."""
+    back = schedule.interval
+    while True:
+        slot = schedule.next_after(now - back)
+        if slot <= now:
+            break
+        if back > _LOOK_BACK:
+            return None
+        back *= 2
+    while (following := schedule.next_after(slot)) <= now:
+        slot = following
+    return slot
+
+
+def missed(
+    slot: datetime, last_run: RunReport | None, last_success: datetime | None, *, changes: bool
+) -> list[datetime]:
+    """What to claim, in this order, to make up for `slot`; nothing where it was run.
+
+    A slot that was claimed but whose run was killed, stopped or failed is claimed by the end of that run: once for
+    everybody, however many daemons start again.
+    """
+    if last_success is not None and last_success >= slot:
+        return []
+    if last_run is None:
+        # A new job has missed nothing. A reading one changes nothing and is asked at once: is its backend there?
+        return [] if changes else [slot]
+    claims = [slot]
+    if last_run.ended_at >= slot and (last_run.outcome.is_failure or last_run.outcome in _UNFINISHED):
+        claims.append(last_run.ended_at)
+    return claims

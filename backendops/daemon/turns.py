@@ -1,0 +1,193 @@
+"""One turn of a job on a backend: may it run now, is the slot ours, and what follows from how it ended."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from backendops.contracts import metrics
+from backendops.contracts.errors import BackendopsError
+from backendops.contracts.run import Outcome, Step, Trigger
+from backendops.daemon.backoff import Backoff
+from backendops.daemon.slots import last_slot, missed
+from backendops.daemon.view import Key
+from backendops.engine.clock import Clock
+from backendops.engine.ledger import Ledger
+from backendops.engine.ledger_file import first_line
+from backendops.engine.report import Run, RunListener, RunReport
+from backendops.engine.runner import Runner
+from backendops.engine.stop import Stop
+from backendops.policy.model import Pair
+
+log = structlog.get_logger(__name__)
+
+# Another run that holds the lock ends within minutes as a rule: asking once a minute finds it soon and costs nothing.
+LOCKED_RETRY: Final = timedelta(seconds=60)
+# A short slot gets about this many tries before the next one comes.
+LOCKED_TRIES: Final = 8
+
+# A connection a second is the most that waiting for a lock may cost a backend.
+SHORTEST_RETRY: Final = timedelta(seconds=1)
+COMEBACK_GAP: Final = timedelta(seconds=2)
+
+Later = Callable[[Key, timedelta, Callable[[], None]], None]
+"""Calls a function once for a pair after a delay, on a thread that may run it; replaces one that still waits."""
+
+
+class Turns(RunListener):
+    """Decides about every firing. Safe for several threads: a pair has one turn at a time, different pairs many."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        stop: Stop,
+        later: Later,
+        listeners: Iterable[RunListener] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._stop = stop
+        self._later = later
+        self._clock = clock or Clock()
+        self._chance = random.Random()  # noqa: S311 - jitter, not a secret
+        self._runner = Runner(ledger, [*listeners, self], stop)
+        self._lock = threading.Lock()
+        self._pairs: dict[Key, Pair] = {}
+        self._backoffs: dict[Key, Backoff] = {}
+        self._unreachable: set[Key] = set()
+        self._busy: set[Key] = set()
+
+    def load(self, pairs: Iterable[Pair]) -> None:
+        """The pairs of a new policy. Failures are forgotten: the operator may just have mended their cause."""
+        with self._lock:
+            self._pairs = {(pair.job_name, pair.backend_name): pair for pair in pairs}
+            self._backoffs.clear()
+            self._unreachable.clear()
+
+    @property
+    def busy(self) -> bool:
+        """Is a pair having its turn?"""
+        return bool(self._busy)
+
+    def due(self, key: Key) -> None:
+        """The schedule says that it is time."""
+        pair, now = self._pairs.get(key), self._clock.now()
+        if pair is None or pair.schedule is None or self._stop.requested:
+            return
+        slot = last_slot(pair.schedule, now)
+        backoff = self._backoffs.get(key)
+        if slot is None:
+            return
+        if backoff is not None and backoff.not_before is not None and backoff.holds(now):
+            log.info(
+                "slot.skipped",
+                job=pair.job_name,
+                backend=pair.backend_name,
+                reason=f"{backoff.failures} failures in a row",
+                tried_again_after=backoff.not_before,
+            )
+            return
+        self._take(pair, [slot])
+
+    def catch_up(self, key: Key) -> None:
+        """Make up for the last slot, where it was missed."""
+        pair, now = self._pairs.get(key), self._clock.now()
+        if pair is None or pair.schedule is None or self._stop.requested:
+            return
+        slot = last_slot(pair.schedule, now)
+        if slot is None:
+            return
+        try:
+            last_run, success = self._ledger.last_runs().get(key), self._ledger.last_success().get(key)
+        except (SQLAlchemyError, BackendopsError) as error:
+            _unreadable(error)
+            return
+        self._take(pair, missed(slot, last_run, success, changes=pair.job.changes))
+
+    def resumes_at(self, key: Key) -> datetime | None:
+        """Until when failures hold the pair back; None where they do not."""
+        backoff = self._backoffs.get(key)
+        return backoff.not_before if backoff else None
+
+    def stepped(self, run: Run, step: Step) -> None:
+        """A probe that reaches a backend ends the waiting of jobs that could not."""
+        if any(reading.metric is metrics.BACKEND_UP and reading.value for reading in step.readings):
+            self._came_back(run.pair.backend_name)
+
+    def _take(self, pair: Pair, claims: Iterable[datetime]) -> None:
+        try:
+            if pair.job_name in self._ledger.paused():
+                return
+            if not any(self._ledger.claim_slot(pair.job_name, pair.backend_name, claim) for claim in claims):
+                return  # another daemon has it
+        except (SQLAlchemyError, BackendopsError) as error:
+            # Without the ledger we cannot know whether somebody else runs it. The lock in the backend
+            # keeps two runs apart, and a second run finds nothing left to do: running is the safe side.
+            _unreadable(error)
+        self._run(pair)
+
+    def _run(self, pair: Pair) -> None:
+        schedule = pair.schedule
+        if schedule is None:
+            return
+        self._attempt((pair.job_name, pair.backend_name), until=schedule.next_after(self._clock.now()))
+
+    def _attempt(self, key: Key, until: datetime) -> None:
+        """Run, and where the lock is taken again until the slot ends; only the last try is recorded as locked."""
+        pair = self._pairs.get(key)
+        if pair is None or self._stop.requested:
+            return
+        with self._lock:
+            if key in self._busy:
+                return  # a missed slot is being made up for at this moment
+            self._busy.add(key)
+        try:
+            delay = self._until_next_try(until)
+            is_last_try = self._clock.now() + delay >= until
+            report = self._runner.run(pair, Trigger.SCHEDULE, record_locked=is_last_try)
+        finally:
+            self._busy.discard(key)
+        if report.outcome is Outcome.LOCKED and not is_last_try:
+            log.debug("slot.waits", job=pair.job_name, backend=pair.backend_name, reason=report.error)
+            self._later(key, delay, lambda: self._attempt(key, until))
+        else:
+            self._judge(pair, report)
+
+    def _until_next_try(self, until: datetime) -> timedelta:
+        left = until - self._clock.now()
+        return min(LOCKED_RETRY, max(left / LOCKED_TRIES, SHORTEST_RETRY)) * self._chance.uniform(0.5, 1.0)
+
+    def _judge(self, pair: Pair, report: RunReport) -> None:
+        key = (pair.job_name, pair.backend_name)
+        if pair.schedule is None:
+            return
+        with self._lock:
+            if report.outcome.is_failure:
+                backoff = self._backoffs.setdefault(key, Backoff(pair.schedule.interval, self._chance))
+                backoff.failed(self._clock.now())
+            elif report.outcome is not Outcome.STOPPED:
+                self._backoffs.pop(key, None)
+            (self._unreachable.add if report.outcome is Outcome.UNREACHABLE else self._unreachable.discard)(key)
+
+    def _came_back(self, backend: str) -> None:
+        with self._lock:
+            waiting = [key for key in self._unreachable if key[1] == backend]
+            for key in waiting:
+                self._unreachable.discard(key)
+                self._backoffs.pop(key, None)
+        for place, key in enumerate(waiting, start=1):
+            log.info("backend.came_back", job=key[0], backend=backend)
+            # One after the other: everybody else comes back at this moment, too.
+            self._later(key, place * COMEBACK_GAP * self._chance.uniform(0.5, 1.0), partial(self.catch_up, key))
+
+
+def _unreadable(error: Exception) -> None:
+    said = first_line(error) if isinstance(error, SQLAlchemyError) else str(error)
+    log.error("ledger.failed", doing="claim a slot", error=said)
