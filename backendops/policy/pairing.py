@@ -1,0 +1,99 @@
+"""Which class a URL asks for, and which jobs can run on it: the one place where jobs and backends meet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from backendops.backends import BACKENDS
+from backendops.contracts.backend import Backend
+from backendops.contracts.job import Job
+from backendops.jobs import JOBS
+from backendops.policy.bind import described, suggestion
+from backendops.policy.document import Problems, Value
+
+# Celery's own (celery/app/backends.py), and the databases that its `db+` URLs reach through SQLAlchemy.
+CELERY_SCHEMES: Final = frozenset({
+    "arangodb", "azureblockblob", "cache", "cassandra", "consul", "cosmosdbsql", "couchbase", "couchdb", "database",
+    "db", "disabled", "dynamodb", "elasticsearch", "file", "gs", "mongodb", "redis", "rediss", "riak", "rpc", "s3",
+    "sentinel", "amqp", "django-db", "django-cache", "mongodb+srv",
+    "db+mysql", "db+mariadb", "db+postgresql", "db+sqlite", "db+oracle", "db+mssql",
+})  # fmt: skip
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://.*)?", re.DOTALL)
+
+
+def class_for_url(url: str) -> type[Backend]:
+    """The backend class of a URL's scheme; raises ValueError that names what there is. It never shows the URL."""
+    if not url.strip():
+        raise ValueError("its url is empty: write any Celery result_backend URL")
+    if url.startswith("$"):
+        raise ValueError("a variable in a url is written with braces: ${NAME}")
+    if url != url.strip():
+        raise ValueError("its url begins or ends with a space: remove it")
+    match = _SCHEME.fullmatch(url)
+    known = [scheme for backend in BACKENDS for scheme in backend.schemes]
+    if match is None or ("://" not in url and match[1].lower() not in CELERY_SCHEMES):
+        raise ValueError(f"its url has no scheme: it begins with one of {_with_slashes(known)}")
+    scheme = match[1].lower()
+    # SQLAlchemy's URLs may name a driver, db+postgresql+asyncpg://: the database decides.
+    without_driver = "+".join(scheme.split("+")[: 2 if scheme.startswith("db+") else 1])
+    for wanted in (scheme, without_driver):
+        for backend in BACKENDS:
+            if wanted in backend.schemes:
+                return backend
+    if {scheme, without_driver} & CELERY_SCHEMES:
+        raise ValueError(f"backendops does not support Celery's {scheme!r} yet: it supports {_with_slashes(known)}")
+    hint = suggestion(scheme, known)
+    raise ValueError(f"unknown scheme {scheme!r}{hint if 'mean' in hint else f': there is {_with_slashes(known)}'}")
+
+
+def _with_slashes(schemes: list[str]) -> str:
+    return ", ".join(f"{scheme}://" for scheme in schemes)
+
+
+def can_do(backend: type[Backend], job: type[Job]) -> bool:
+    """Has the backend the one ability that the job needs?"""
+    return issubclass(backend, job.needs)
+
+
+def kinds_of(backend: type[Backend]) -> tuple[str, ...]:
+    """The kinds of job that a backend can do."""
+    return tuple(kind for kind, job in JOBS.items() if can_do(backend, job))
+
+
+def pair_up(
+    name: str, job: type[Job], given: Value, classes: Mapping[str, type[Backend] | None], problems: Problems
+) -> tuple[str, ...]:
+    """The backends that a job's `backend` key names; one that is unknown, unable or named twice is a problem."""
+    paired: list[str] = []
+    items = given.data if isinstance(given.data, list) else [given]
+    if not items and not given.broken:
+        problems.add(given.place, f"job {name!r}: the list of backends is empty: name one, or leave `backend` out")
+    for item in items:
+        if item.broken:
+            continue
+        if not isinstance(item.data, str):
+            if given is not item:
+                problems.add(item.place, f"job {name!r}: a backend's name must be text, not {described(item.data)}")
+            continue
+        backend = item.data
+        if backend not in classes:
+            hint = suggestion(backend, classes) if classes else ""
+            problems.add(item.place, f"job {name!r}: unknown backend {backend!r}{hint}")
+            continue
+        if backend in paired:
+            problems.add(item.place, f"job {name!r} names backend {backend!r} twice: remove one")
+            continue
+        kind = classes[backend]
+        if kind is None:
+            continue
+        if not can_do(kind, job):
+            able = ", ".join(kinds_of(kind)) or "nothing yet"
+            problems.add(
+                item.place,
+                f"job {name!r} cannot run on {backend!r}: {kind.__name__} cannot {job.kind_name}; it can: {able}",
+            )
+            continue
+        paired.append(backend)
+    return tuple(paired)
