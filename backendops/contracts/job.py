@@ -69,6 +69,6 @@ class Job(BaseModel, ABC):
     def when_unreachable(self, error: BackendUnreachable) -> Step | None:  # noqa: ARG002 - for those that override it
         """What to record where the backend is dead; None where that is no result of this kind of job.
 
-        The engine records the step as of any run; the run still ends as unreachable.
+        The engine records the step, and the run counts as completed: it found out what it is there to find out.
         """
         return None

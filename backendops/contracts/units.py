@@ -77,6 +77,10 @@ class Duration:
         day = min(moment.day, calendar.monthrange(year, month + 1)[1])
         return moment.replace(year=year, month=month + 1, day=day) - self.rest
 
+    def __radd__(self, moment: datetime) -> datetime:
+        """`now + duration`, on the calendar where it has months."""
+        return moment - Duration(-self.rest, -self.months)
+
     def __str__(self) -> str:
         if self.months:
             return f"{self.months} month{'s' if self.months > 1 else ''}"

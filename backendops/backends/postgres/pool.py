@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, field_validator
 from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import ArgumentError
 
-from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.connection import APPLICATION_NAME, PostgresSession
 from backendops.backends.postgres.deadline import answers_within
 from backendops.backends.postgres.pgbouncer import PoolerFigures, read_pools
 from backendops.backends.postgres.tables import Holds, LiveTable, find_table
@@ -146,7 +146,7 @@ class PoolOnPostgres(PostgresSession, CanReportPool):
 
 def _count_sessions(connection: Connection) -> _Sessions:
     sessions = _Sessions()
-    for row in connection.execute(load("postgres", "pool", "count_sessions")):
+    for row in connection.execute(load("postgres", "pool", "count_sessions"), {"ours": APPLICATION_NAME}):
         if row.state == "hidden":
             sessions.hidden += row.sessions
         sessions.by_state["other" if row.state == "hidden" else row.state] += row.sessions

@@ -7,6 +7,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Final, Literal, Self
 
+from sqlalchemy import Connection
+
+from backendops.backends.postgres.tables import quoted
+from backendops.backends.sql_files import literal, load
+
 _MARK: Final = "partition"
 
 State = Literal["retiring", "quarantined"]
@@ -23,13 +28,10 @@ class Retirement:
     state: State
     archive: str
     """The archive it was part of, quoted and with its schema."""
-    partition: str
-    """The name it had there."""
     lower: datetime
     upper: datetime
     detached_at: datetime | None = None
     drop_after: datetime | None = None
-    comment_before: str | None = None
 
     def __str__(self) -> str:
         """The comment's text: JSON that begins with our name."""
@@ -53,7 +55,56 @@ class Retirement:
             retirement = cls(**fields)
         except (ValueError, TypeError):
             return None
-        return retirement if retirement.state in ("retiring", "quarantined") else None
+        complete = retirement.detached_at is not None and retirement.drop_after is not None
+        return retirement if retirement.state == "retiring" or complete else None
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """A table that carries our comment and is part of no archive any more."""
+
+    oid: int
+    schema: str
+    name: str
+    bytes: int
+    comment: str
+    retirement: Retirement
+
+    @property
+    def sql_name(self) -> str:
+        """Schema and name as SQL."""
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def slot(self) -> str:
+        """Schema and name as the text of a slot."""
+        return literal(self.sql_name)
+
+    @property
+    def way_back(self) -> str:
+        """The SQL that makes it part of its archive again."""
+        back = self.retirement
+        return (
+            f"ALTER TABLE {back.archive} ATTACH PARTITION {self.sql_name} "
+            f"FOR VALUES FROM ('{back.lower.isoformat()}') TO ('{back.upper.isoformat()}'); "
+            f"COMMENT ON TABLE {self.sql_name} IS NULL;"
+        )
+
+
+def list_detached(connection: Connection, archive: str) -> tuple[Detached, ...]:
+    """Every table that was detached from this archive by us and is still there."""
+    found = []
+    for row in connection.execute(load("postgres", "partition", "list_detached")):
+        retirement = Retirement.parse(row.comment)
+        if retirement is not None and retirement.archive == archive:
+            found.append(Detached(row.oid, row.schema, row.name, row.bytes, row.comment, retirement))
+    return tuple(sorted(found, key=lambda one: (one.retirement.lower, one.name)))
+
+
+def retiring_partitions(connection: Connection, archive_oid: int) -> frozenset[int]:
+    """The attached partitions, by oid, whose comment says that we were about to detach them."""
+    rows = connection.execute(load("postgres", "partition", "list_comments"), {"oid": archive_oid})
+    return frozenset(row.oid for row in rows if Retirement.parse(row.comment) is not None)
 
 
 def _moment(text: str) -> datetime:

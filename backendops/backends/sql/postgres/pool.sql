@@ -5,7 +5,8 @@
 SELECT 1;
 
 -- name: count_sessions
--- Without pg_read_all_stats the server hides the state of other roles' sessions, but not that they are there.
+-- Without pg_read_all_stats the server hides the state of other roles' sessions, but not that they are there. The lock
+-- of a changing run is a long transaction of ours that holds no snapshot: it is nothing to warn of.
 SELECT
     CASE
         WHEN backend_type IS NULL THEN 'hidden'
@@ -16,7 +17,8 @@ SELECT
     END AS state,
     coalesce(application_name, '') AS application,
     count(*) AS sessions,
-    max(extract(epoch FROM clock_timestamp() - xact_start)) FILTER (WHERE pid <> pg_backend_pid()) AS oldest_transaction
+    max(extract(epoch FROM clock_timestamp() - xact_start))
+        FILTER (WHERE pid <> pg_backend_pid() AND application_name <> CAST(:ours AS text)) AS oldest_transaction
 FROM pg_stat_activity
 WHERE datid IS NOT NULL AND (backend_type = 'client backend' OR backend_type IS NULL)
 GROUP BY 1, 2;
