@@ -226,7 +226,7 @@ class PostgresServer(Server):
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         return subprocess.Popen(
-            [*self._prefix, *_die_with_parent("INT"), self.binaries / "postgres", "-D", self.data, *options],
+            [*self._prefix, *dying_with_parent("INT"), self.binaries / "postgres", "-D", self.data, *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -287,7 +287,7 @@ class ValkeyServer(Server):
         config.touch(mode=0o600)
         config.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return subprocess.Popen(
-            [*_die_with_parent("TERM"), self.binary, config],
+            [*dying_with_parent("TERM"), self.binary, config],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -379,8 +379,8 @@ def _fresh(directory: Path, *stale: str) -> Path:
     return directory
 
 
-def _die_with_parent(how: str) -> list[str]:
-    """Words before a command that make the kernel send it `how` when this process ends, however it ends."""
+def dying_with_parent(how: str) -> list[str]:
+    """Words before a command that make the kernel send it a signal, such as TERM, when this process ends in any way."""
     if not sys.platform.startswith("linux"):
         return []
     if setpriv := shutil.which("setpriv"):
@@ -396,8 +396,8 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
-    """Ask the kernel to end this process when its parent's thread ends; does nothing where there is no such call."""
+def die_with_parent(how: signal.Signals) -> None:
+    """Ask the kernel for this signal when the parent of this process ends; does nothing where there is no such call."""
     if sys.platform.startswith("linux"):
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, how.value)

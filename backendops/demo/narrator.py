@@ -1,0 +1,68 @@
+"""Turns the daemon's log, JSON lines made for machines, into one plain sentence for each run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Final
+
+_MARKS: Final = {"warning": "!", "critical": "!!"}
+
+
+def narrate(lines: Iterable[str]) -> None:
+    """Say what each run did, until the daemon closes its log. A finding is said when it is new, not every time."""
+    told: set[tuple[Any, ...]] = set()
+    for line in lines:
+        for sentence in sentences(line, told):
+            say(sentence)
+
+
+def say(sentence: str = "") -> None:
+    """One line for the person who watches."""
+    sys.stdout.write(sentence + "\n")
+    sys.stdout.flush()
+
+
+def sentences(line: str, told: set[tuple[Any, ...]]) -> Iterable[str]:
+    """What one log line is worth saying; `told` keeps what need not be said again."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        yield line.rstrip()
+        return
+    match event.get("event"):
+        case "run.ended":
+            yield from _run(event, told)
+        case "finding.raised":
+            found = (event.get("job"), event.get("backend"), event.get("code"))
+            if found not in told and event.get("severity") in _MARKS:
+                told.add(found)
+                yield f"{'':10}{_MARKS[event['severity']]} {event.get('sentence')} {event.get('fix')}"
+        case name if event.get("level") in {"warning", "error", "critical"}:
+            details = {key: value for key, value in event.items() if key not in {"event", "level", "timestamp", "run"}}
+            yield f"{_clock(event)}  {name} {' '.join(f'{key}={value}' for key, value in details.items())}"
+
+
+def _run(event: dict[str, Any], told: set[tuple[Any, ...]]) -> Iterable[str]:
+    job, backend, rows = event.get("job"), event.get("backend"), event.get("rows", 0)
+    if event.get("outcome") != "completed":
+        said = ": ".join(str(event[key]) for key in ("outcome", "error", "hint") if event.get(key))
+    elif rows:
+        said = f"{rows:,} {event.get('what') or 'done'}"
+    else:
+        said = event.get("what") or "nothing to do"
+        # A probe that finds the same as before is worth one line, not one every five seconds.
+        if ("quiet", job, backend) in told:
+            return
+        told.add(("quiet", job, backend))
+    yield f"{_clock(event)}  {job:<12} on {backend:<8} {said}  ({1000 * event.get('seconds', 0):,.0f} ms)"
+
+
+def _clock(event: dict[str, Any]) -> str:
+    try:
+        moment = datetime.fromisoformat(str(event.get("timestamp")))
+    except ValueError:
+        return f"{'':8}"
+    return f"{moment.astimezone():%H:%M:%S}"
