@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from backendops.backends.postgres import PostgresBackend
 from backendops.backends.redis import RedisBackend
 from backendops.backends.sqlite import SqliteBackend
 from backendops.contracts.backend import Backend
 
-BACKENDS: Final[tuple[type[Backend], ...]] = (RedisBackend, SqliteBackend)
+BACKENDS: Final[tuple[type[Backend], ...]] = (PostgresBackend, RedisBackend, SqliteBackend)

@@ -72,6 +72,19 @@ def load(dialect: str, job: str, name: str, slots: Mapping[str, str] | None = No
     return text(fill(statements(dialect, job)[name], slots or {}))
 
 
+def readable(statement: TextClause, values: Mapping[str, object]) -> str:
+    """A loaded statement with the values that are known, for people: what is not known stays `:name`."""
+
+    def shown(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in values:
+            return match[0]
+        value = values[name]
+        return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
+
+    return re.sub(r"(?<![:\w\\]):(\w+)(?!:)", shown, statement.text).replace(r"\:", ":")
+
+
 def literal(quoted_name: str) -> str:
     """A quoted name as slot text: its colons are escaped, so that none is taken for a bind."""
     return quoted_name.replace(":", r"\:")

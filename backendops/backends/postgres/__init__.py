@@ -1,0 +1,32 @@
+"""PostgreSQL as a result backend."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from backendops.backends.postgres.archive import ArchiveOnPostgres
+from backendops.backends.postgres.expire import ExpireOnPostgres
+from backendops.backends.postgres.lock import take_lock
+from backendops.backends.postgres.pool import PoolOnPostgres
+from backendops.backends.postgres.standing import read_standing
+from backendops.backends.sql import SqlBackend
+from backendops.contracts.backend import Lock, Standing
+from backendops.contracts.capabilities import CanArchive, CanExpire, CanReportPool
+
+
+class PostgresBackend(
+    ExpireOnPostgres,
+    ArchiveOnPostgres,
+    PoolOnPostgres,
+    SqlBackend,
+    CanExpire,
+    CanArchive,
+    CanReportPool,
+):
+    """PostgreSQL 14 and later, directly or through PgBouncer."""
+
+    def standing(self) -> Standing:
+        return read_standing(self)
+
+    def lock(self) -> AbstractContextManager[Lock | None]:
+        return take_lock(self)

@@ -67,6 +67,9 @@ class ArchiveTable:
     """By start; the DEFAULT one and those that are being detached are not among them."""
     others: tuple[Partition, ...]
     is_owner: bool
+    can_insert: bool
+    role: str
+    """Who we are, for the GRANT that is missing."""
 
     @property
     def sql_name(self) -> str:
@@ -77,6 +80,14 @@ class ArchiveTable:
     def slot(self) -> str:
         """Schema and name as the text of a slot."""
         return literal(self.sql_name)
+
+    def require_insert(self) -> None:
+        """Raise BackendRefused, naming the GRANT, where this role may not put rows into it."""
+        if not self.can_insert:
+            raise BackendRefused(
+                f"the role {self.role} may not put rows into {self.sql_name}",
+                f"GRANT INSERT ON {self.sql_name} TO {quoted(self.role)};",
+            )
 
     def covers(self, first: datetime, last: datetime) -> bool:
         """Is there a partition for every moment from `first` to `last`, both included?"""
@@ -132,7 +143,7 @@ def find_archive(connection: Connection, live: LiveTable, plan: ArchivePlan) -> 
             f"DROP INDEX {row.unique_index}; (of a constraint: ALTER TABLE … DROP CONSTRAINT)",
         )
     partitions, others = list_partitions(connection, row.oid)
-    return ArchiveTable(row.oid, schema, name, columns, partitions, others, row.is_owner)
+    return ArchiveTable(row.oid, schema, name, columns, partitions, others, row.is_owner, row.can_insert, row.role)
 
 
 def ensure_archive(session: PostgresSession, live: LiveTable, plan: ArchivePlan) -> tuple[ArchiveTable, str]:

@@ -57,6 +57,8 @@ class LiveTable:
     can_lock: bool
     can_delete: bool
     is_owner: bool
+    role: str
+    """Who we are, for the GRANT that is missing."""
 
     @property
     def sql_name(self) -> str:
@@ -77,13 +79,13 @@ class LiveTable:
         """Is there a column of this name?"""
         return any(column.name == name for column in self.columns)
 
-    def require_delete(self, user: str) -> None:
+    def require_delete(self) -> None:
         """Raise BackendRefused, naming the GRANT, where this role may not remove rows from it."""
         if not (self.can_read and self.can_lock and self.can_delete):
             raise BackendRefused(
-                f"the role {user} may not remove rows from {self.sql_name}",
-                f"GRANT USAGE ON SCHEMA {quoted(self.schema)} TO {quoted(user)}; "
-                f"GRANT SELECT, UPDATE, DELETE ON {self.sql_name} TO {quoted(user)};",
+                f"the role {self.role} may not remove rows from {self.sql_name}",
+                f"GRANT USAGE ON SCHEMA {quoted(self.schema)} TO {quoted(self.role)}; "
+                f"GRANT SELECT, UPDATE, DELETE ON {self.sql_name} TO {quoted(self.role)};",
             )
 
 
@@ -132,6 +134,12 @@ def find_table(connection: Connection, holds: Holds, name: str, schema: str | No
             f"{where} has no column {', '.join(sorted(lacking))}: it is not Celery's {holds} table",
             f"name Celery's table under `tables: {{{holds}}}` of the backend",
         )
+    kept = next(column.type for column in columns if column.name == "date_done")
+    if kept != "timestamp without time zone":
+        raise BackendRefused(
+            f"date_done of {where} is {kept}, but Celery's is a timestamp without time zone",
+            "name Celery's own table, or change the column back",
+        )
     indexed = connection.execute(
         load("postgres", "tables", "leads_an_index"), {"oid": row.oid, "column": "date_done"}
     ).scalar_one()
@@ -149,6 +157,7 @@ def find_table(connection: Connection, holds: Holds, name: str, schema: str | No
         can_lock=row.can_lock,
         can_delete=row.can_delete,
         is_owner=row.is_owner,
+        role=row.role,
     )
 
 

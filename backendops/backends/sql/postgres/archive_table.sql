@@ -29,6 +29,7 @@ SELECT
     pg_catalog.pg_get_partkeydef(c.oid) AS partition_key,
     has_table_privilege(c.oid, 'INSERT') AS can_insert,
     pg_has_role(c.relowner, 'USAGE') AS is_owner,
+    current_user AS role,
     (
         SELECT min(i.indexrelid::regclass::text)
         FROM pg_catalog.pg_index AS i

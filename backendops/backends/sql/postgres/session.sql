@@ -18,3 +18,7 @@ SET TRANSACTION READ ONLY;
 -- A batch knows its index. Stale statistics (a table just loaded, a state just emptied) must not turn every batch into
 -- a scan of the whole table, nor into a second of compiling.
 SELECT set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
+
+-- name: current_schema
+-- Where Celery would make its tables.
+SELECT current_schema();

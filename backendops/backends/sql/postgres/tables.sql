@@ -11,7 +11,8 @@ SELECT
     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS can_read,
     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'UPDATE') AS can_lock,
     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'DELETE') AS can_delete,
-    pg_has_role(c.relowner, 'USAGE') AS is_owner
+    pg_has_role(c.relowner, 'USAGE') AS is_owner,
+    current_user AS role
 FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE c.relname = CAST(:name AS name)

@@ -1,0 +1,77 @@
+"""What expire and archive have in common: survey the tables, walk each of them, say what was done and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.survey import PREVIEW_BUDGET, RUN_BUDGET, Target, count_due, oldest_ages, survey
+from backendops.backends.postgres.walk import Deed, Walk, walked_column
+from backendops.backends.sql_files import load, readable
+from backendops.contracts import metrics
+from backendops.contracts.retention import Retention
+from backendops.contracts.run import Pace, Preview, Step, Steps
+
+
+def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Target], Deed], pace: Pace) -> Steps:
+    """Do the deed to every due row. Everything that can be refused is, before the first row of any table."""
+    targets, findings = survey(session, retention)
+    for target in targets:
+        target.live.require_delete()
+    deeds = [(target, deed_for(target)) for target in targets]
+    counts = [count_due(session, target, RUN_BUDGET) for target in targets]
+    due = sum(count.rows for count in counts)
+    about = "" if all(count.exact for count in counts) else "about "
+    nothing = "; ".join(finding.sentence for finding in findings)
+    yield Step(
+        what=nothing if not targets and nothing else f"{about}{due:,} results are due",
+        readings=(metrics.RESULTS_DUE.read(due),),
+        findings=findings,
+    )
+    locked = 0
+    for target, deed in deeds:
+        for taken in Walk(session, target.live, target.due, deed, pace).batches():
+            locked += taken.locked
+            left = f"; {taken.locked:,} that other sessions hold are left for the next run" if taken.locked else ""
+            yield Step(rows=taken.rows, what=f"{deed.done}{left}")
+    yield Step(readings=(metrics.RESULTS_DUE.read(locked), *oldest_ages(session, targets)), findings=findings)
+
+
+def preview_sweep(
+    session: PostgresSession, retention: Retention, deed_for: Callable[[Target], Deed], would: str
+) -> Preview:
+    """What `sweep` would do, from a read-only connection."""
+    targets, findings = survey(session, retention)
+    deeds = [(target, deed_for(target)) for target in targets]
+    counts = [count_due(session, target, PREVIEW_BUDGET) for target in targets]
+    rows = sum(count.rows for count in counts)
+    about = "" if all(count.exact for count in counts) else "about "
+    cutoff = retention.latest
+    if not targets:
+        said = "; ".join(finding.sentence for finding in findings) or "every result is kept for ever"
+        return Preview(f"nothing to do: {said}", cutoff=cutoff, findings=findings)
+    tables = " and ".join(target.live.sql_name for target in targets)
+    return Preview(
+        f"would {would} {about}{rows:,} results of {tables}"
+        + (f" that finished before {_moment(cutoff)}" if cutoff else ""),
+        rows=rows,
+        oldest=min((count.oldest for count in counts if count.oldest is not None), default=None),
+        cutoff=cutoff,
+        statements=tuple(_shown(target, deed) for target, deed in deeds),
+        readings=(metrics.RESULTS_DUE.read(rows), *oldest_ages(session, targets)),
+        findings=findings,
+    )
+
+
+def _shown(target: Target, deed: Deed) -> str:
+    by = walked_column(target.live)
+    slots = {"live": target.live.slot, "by": by, "due": target.due.sql, **deed.slots}
+    statement = load("postgres", deed.job, deed.whole, slots)
+    return f"-- again and again, over ranges of {by} from :low to :high, each of a batch's rows\n" + readable(
+        statement, {**target.due.values, **deed.values}
+    )
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S %Z}"

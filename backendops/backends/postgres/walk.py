@@ -1,0 +1,186 @@
+"""Walking a live table forward by key, so that the last batch of ten million rows costs what the first one did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from time import monotonic
+from typing import Any, Final
+
+from sqlalchemy import Connection
+
+from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.due import Due
+from backendops.backends.postgres.errors import (
+    CHECK_VIOLATION,
+    DEADLOCK,
+    LOCK_NOT_AVAILABLE,
+    SERIALIZATION,
+    STATEMENT_TIMEOUT,
+    code_of,
+)
+from backendops.backends.postgres.tables import LiveTable
+from backendops.backends.sql_files import load
+from backendops.contracts.errors import BackendBusy, BackendError
+from backendops.contracts.run import Pace
+
+# A batch that waits for a row holds the rows it already has: no writer may wait longer behind it than for a slow disk.
+LOCK_PATIENCE: Final = timedelta(milliseconds=50)
+# A range that fails three times, each time smaller, meets something that waiting for will not cure within this run.
+TRIES: Final = 3
+
+Key = datetime | int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The rows from `low` up to `high`, which is not in it."""
+
+    low: Key
+    high: Key
+    full: bool
+    """Does it have as many rows as were asked for?"""
+    crowded: bool = False
+    """Do more rows than were asked for share one value, so that the range cannot be cut to size?"""
+
+    @property
+    def values(self) -> dict[str, Key]:
+        """Its bounds as binds."""
+        return {"low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one batch did: its rows are committed."""
+
+    rows: int
+    locked: int = 0
+    """Due rows that other sessions' locks kept; they wait for the next run."""
+
+
+def _nothing_to_prepare(span: Span, failed: bool) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What is done to the due rows of a range: two statements of one .sql file, and their slots and values."""
+
+    job: str
+    whole: str
+    """The statement that takes every due row of a range."""
+    unlocked: str
+    """The statement that takes up to `:size` of them, without those that others hold."""
+    slots: Mapping[str, str]
+    values: Mapping[str, Any]
+    done: str
+    """What was done, in plain words: "moved to celery_taskmeta_archive"."""
+    prepare: Callable[[Span, bool], None] = _nothing_to_prepare
+    """Called before a range is taken, outside any transaction; again, told so, where the range then failed."""
+
+    def with_preparation(self, prepare: Callable[[Span, bool], None]) -> Deed:
+        """The same deed, with something to do before each range."""
+        return replace(self, prepare=prepare)
+
+
+class Walk:
+    """One pass over one live table: by date_done where an index leads on it, else by id."""
+
+    def __init__(self, session: PostgresSession, live: LiveTable, due: Due, deed: Deed, pace: Pace) -> None:
+        self.by = walked_column(live)
+        self._session = session
+        self._live = live
+        self._due = due
+        self._deed = deed
+        self._pace = pace
+        self._slots = {"live": live.slot, "by": self.by, "due": due.sql, **deed.slots}
+
+    def batches(self) -> Iterator[Taken]:
+        """Take every due row, one committed batch per item.
+
+        Raises BackendBusy where a range fails three times in a row.
+        """
+        low, end = self._ends()
+        failures, failed_check = 0, False
+        while low is not None:
+            began, size = monotonic(), self._pace.size
+            try:
+                span = self._span(low, end, size)
+                prepared = monotonic()
+                self._deed.prepare(span, failed_check)
+                began += monotonic() - prepared
+                taken, is_done = self._take(span, size)
+            except BackendError as error:
+                failures, failed_check = failures + 1, code_of(error) == CHECK_VIOLATION
+                if failures == TRIES or not (failed_check or isinstance(error, BackendBusy)):
+                    raise
+                self._recover(error)
+                continue
+            failures, failed_check = 0, False
+            self._pace.measured(size if span.full and not span.crowded else taken.rows, monotonic() - began)
+            yield taken
+            if is_done:
+                low = span.high if span.high < end else None  # type: ignore[operator] # both are of the walked column
+
+    def _ends(self) -> tuple[Key | None, Key]:
+        with self._transaction() as connection:
+            end: Key | None = self._due.latest
+            if self.by == "id":
+                last = connection.execute(load("postgres", "walk", "find_last", self._slots)).scalar_one()
+                end = None if last is None else last + 1
+            if end is None:
+                return None, 0
+            return connection.execute(
+                load("postgres", "walk", "find_first", self._slots), {"end": end}
+            ).scalar_one(), end
+
+    def _span(self, low: Key, end: Key, size: int) -> Span:
+        with self._transaction() as connection:
+            values = {"low": low, "end": end}
+            bound = connection.execute(
+                load("postgres", "walk", "find_bound", self._slots), {**values, "size": size}
+            ).scalar_one_or_none()
+            if bound is None:
+                return Span(low, end, full=False)
+            if bound != low:
+                return Span(low, bound, full=True)
+            following = connection.execute(load("postgres", "walk", "find_next", self._slots), values).scalar_one()
+            return Span(low, end if following is None else following, full=True, crowded=True)
+
+    def _take(self, span: Span, size: int) -> tuple[Taken, bool]:
+        values = {**self._due.values, **self._deed.values, **span.values}
+        if not span.crowded:
+            try:
+                with self._transaction(LOCK_PATIENCE) as connection:
+                    taken = connection.execute(load("postgres", self._deed.job, self._deed.whole, self._slots), values)
+                    return Taken(taken.rowcount), True
+            except BackendBusy as busy:
+                if code_of(busy) not in (LOCK_NOT_AVAILABLE, DEADLOCK, SERIALIZATION):
+                    raise
+        with self._transaction() as connection:
+            unlocked = load("postgres", self._deed.job, self._deed.unlocked, self._slots)
+            rows = connection.execute(unlocked, {**values, "size": size}).rowcount
+            if rows >= size:
+                return Taken(rows), False
+            left = connection.execute(load("postgres", "walk", "count_left", self._slots), values).scalar_one()
+            return Taken(rows, left), True
+
+    def _recover(self, error: BackendError) -> None:
+        if code_of(error) == STATEMENT_TIMEOUT:
+            self._pace.timed_out()
+        else:
+            # Long enough for the DDL or the transaction in the way to end, short enough to be no pause in a run.
+            self._session.rest(0.2)
+
+    @contextmanager
+    def _transaction(self, lock_timeout: timedelta | None = None) -> Iterator[Connection]:
+        with self._session.transaction(lock_timeout=lock_timeout) as connection:
+            connection.execute(load("postgres", "session", "prefer_indexes"))
+            yield connection
+
+
+def walked_column(live: LiveTable) -> str:
+    """The column that a table's ranges are cut by."""
+    return "date_done" if live.date_indexed else "id"
