@@ -1,0 +1,127 @@
+"""The command line: one file per command, each imported only when it is asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import click
+
+from backendops import __version__
+from backendops.cli.options import GLOBAL_OPTIONS, Options
+from backendops.contracts.errors import BackendopsError, PolicyError
+
+# What an interrupted shell command exits with: 128 and the number of SIGINT.
+_INTERRUPTED: Final = 130
+
+# Name, module in this package, the command in it, and what --help says: listing them must import none of them.
+_COMMANDS: Final = (
+    ("run", "run", "command", "Run the daemon: every job on its schedule, until a signal ends it."),
+    ("run-once", "run_once", "command", "Run jobs now, then exit."),
+    ("plan", "plan", "command", "Show what each job would do now; changes nothing."),
+    ("status", "status", "command", "Show each job's last run, next run and what runs now."),
+    ("history", "history", "command", "Show past runs."),
+    ("pause", "control", "pause", "Let no scheduled run of a job begin, and the one that runs rest."),
+    ("resume", "control", "resume", "End the pause of a job."),
+    ("cancel", "control", "cancel", "End the run of a job after the step in hand."),
+    ("validate", "validate", "command", "Check the policy, offline."),
+    ("schema", "schema", "command", "Print the policy's JSON Schema."),
+    ("matrix", "matrix", "command", "Show which job works on which backend."),
+)
+
+
+class _Commands(click.Group):
+    """A group that knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's shape
+        return [name for name, module, _, _ in _COMMANDS if Path(__file__).with_name(f"{module}.py").exists()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for name, module, attribute, _ in _COMMANDS:
+            if name == cmd_name and name in self.list_commands(ctx):
+                command: click.Command = getattr(import_module(f"backendops.cli.{module}"), attribute)
+                # `backendops run --policy FILE` reads as naturally as `backendops --policy FILE run`.
+                taken = {option for parameter in command.params for option in parameter.opts}
+                command.params.extend(o for o in GLOBAL_OPTIONS if not taken & {*o.opts} and o not in command.params)
+                return command
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            near = get_close_matches(args[0], known, n=1)
+            also = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
+            raise click.UsageError(f"there is no command {args[0]!r}{also}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        known = self.list_commands(ctx)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, _, _, text in _COMMANDS if name in known])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="backendops", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, /, **_: Any) -> None:
+    """Keep Celery result backends healthy: one policy, one daemon, or any job once.
+
+    The policy is --policy, else $BACKENDOPS_POLICY, else ./config/policy.yaml, else /etc/backendops/policy.yaml.
+
+    Exits with 0 done or nothing to do, 1 failed, 2 usage or policy wrong, 3 backend unreachable, 4 some failed and
+    the rest ran, 5 refused by a safety limit, 75 not finished: try again later.
+    """
+    ctx.ensure_object(Options)
+
+
+cli.params.extend(GLOBAL_OPTIONS)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The `backendops` command: whatever happens, a person reads a sentence and a script an exit code."""
+    options = Options()
+    try:
+        code = cli.main(args=arguments, prog_name="backendops", standalone_mode=False, obj=options)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _say("backendops: interrupted")
+        sys.exit(_INTERRUPTED)
+    except PolicyError as error:
+        for problem in error.problems:
+            _say(str(problem))
+        sys.exit(error.exit_code)
+    except BackendopsError as error:
+        hint = getattr(error, "hint", "")
+        _say(f"backendops: {error}; {hint}" if hint else f"backendops: {error}")
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not try to flush the rest at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:  # noqa: BLE001 - no traceback reaches a user who has not asked for it
+        _say(f"backendops: internal error: {type(error).__name__}: {error}")
+        _say(_traceback(error) if options.verbose else "backendops: run it again with -v for the traceback")
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(text: str) -> None:
+    from backendops.log import masked  # noqa: PLC0415 - only a failure pays for the import
+
+    click.echo(masked(text), err=True)
+
+
+def _traceback(error: Exception) -> str:
+    from traceback import format_exception  # noqa: PLC0415 - as above
+
+    return "".join(format_exception(error)).rstrip()

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from backendops.contracts.readings import Reading
 from backendops.contracts.run import Outcome, Trigger, Watermarks
 from backendops.engine import ledger_tables as t
-from backendops.engine.ledger_file import open_directory, open_url
+from backendops.engine.ledger_file import open_directory, open_memory, open_url
 from backendops.engine.ledger_rows import Pause, Running, StoredReading, Throttled, Totals, orphan_from, report_from
 from backendops.engine.ledger_watermarks import LedgerWatermarks
 from backendops.engine.process import Process
@@ -49,6 +49,11 @@ class Ledger:
             return cls(open_url(state))
         directory = Path(state).expanduser()
         return cls(open_directory(directory, create), directory)
+
+    @classmethod
+    def in_memory(cls) -> Ledger:
+        """One that nobody else sees and that is gone with the process."""
+        return cls(open_memory())
 
     def close(self) -> None:
         """Close every connection."""

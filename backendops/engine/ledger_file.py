@@ -35,7 +35,7 @@ def open_directory(directory: Path, create: bool) -> Engine:
     """The ledger in a state directory; where there is none and it may not be made, an empty one in memory."""
     file = directory / FILE_NAME
     if not create and not file.exists():
-        return prepared(_sqlite(URL.create("sqlite"), poolclass=StaticPool), "the empty ledger")
+        return open_memory()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # SQLite gives its -wal and -shm files the mode of the database, so it is enough to be first.
@@ -46,6 +46,11 @@ def open_directory(directory: Path, create: bool) -> Engine:
             "run as the user that owns it, or name a directory of your own as `state:` in the policy"
         ) from None
     return prepared(_sqlite(URL.create("sqlite", database=str(file))), str(file))
+
+
+def open_memory() -> Engine:
+    """An empty ledger in memory."""
+    return prepared(_sqlite(URL.create("sqlite"), poolclass=StaticPool), "in memory")
 
 
 def open_url(state: str) -> Engine:
