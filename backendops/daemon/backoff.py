@@ -20,13 +20,14 @@ class Backoff:
         self._chance = chance
 
     def failed(self, now: datetime) -> None:
-        """Wait longer with each failure: up to 1, 2, 4, then 5 intervals, at least half of that.
+        """The first failure costs no slot; then up to 2, 4 and 5 intervals pass, at least half of that.
 
-        The first failure costs no slot. The jitter parts jobs that failed together.
+        The jitter parts jobs that failed together.
         """
         self.failures += 1
-        intervals = min(2 ** min(self.failures - 1, LONGEST), LONGEST)
-        self.not_before = now + self._interval * intervals * self._chance.uniform(0.5, 1.0)
+        if self.failures > 1:
+            intervals = min(2 ** min(self.failures - 1, LONGEST), LONGEST)
+            self.not_before = now + self._interval * intervals * self._chance.uniform(0.5, 1.0)
 
     def succeeded(self) -> None:
         """Forget the failures."""

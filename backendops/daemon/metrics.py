@@ -115,6 +115,12 @@ class LedgerCollector(Collector):
             lambda pair: _seconds(None if pair.job_name in paused else next_runs.get(_key(pair))),
         )
         yield _per_pair(
+            "backendops_job_interval_seconds",
+            "The usual time between two of the job's slots, in seconds; 0 where it has no schedule.",
+            policy,
+            lambda pair: pair.schedule.interval.total_seconds() if pair.schedule else 0,
+        )
+        yield _per_pair(
             "backendops_job_last_success_timestamp_seconds",
             "When the job last completed, in seconds since 1970; 0 where it never did.",
             policy,

@@ -27,6 +27,7 @@ from backendops.daemon.view import View
 from backendops.engine.ledger import Ledger
 from backendops.engine.report import RunListener
 from backendops.engine.stop import Stop
+from backendops.log import keep_secret
 from backendops.policy.load import load_policy
 from backendops.policy.model import Http, Policy
 
@@ -45,7 +46,7 @@ class Service:
     def __init__(self, policy_file: Path | str, listeners: Iterable[RunListener] = ()) -> None:
         """Load the policy, open the ledger, bind the port; raises BackendopsError where one cannot be done."""
         self._file = policy_file
-        policy = load_policy(policy_file)
+        policy = _loaded(policy_file)
         self._ledger = Ledger.open(policy.state)
         self._stop = Stop()
         self._activity = Activity()
@@ -104,7 +105,7 @@ class Service:
     def _reload(self) -> None:
         sd_notify.reloading()
         try:
-            policy = load_policy(self._file)
+            policy = _loaded(self._file)
             self._change_door(policy.http)
         except PolicyError as error:
             self._refuse([str(problem) for problem in error.problems])
@@ -181,6 +182,13 @@ class Service:
             sys.stderr.flush()
             os._exit(0)
         self._ledger.close()
+
+
+def _loaded(file: Path | str) -> Policy:
+    """The policy, its secrets known to the log before the first line about it."""
+    policy = load_policy(file)
+    keep_secret(policy.secrets)
+    return policy
 
 
 def _tls(http: Http) -> ssl.SSLContext | None:
