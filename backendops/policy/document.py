@@ -11,13 +11,15 @@ from typing import Any, Final
 import yaml
 
 from backendops.contracts.errors import Problem
-from backendops.policy.scalars import Plain, resolve
+from backendops.policy.scalars import Plain, is_text, resolve
 from backendops.policy.syntax import in_words
 
 # The deepest key of a policy is five levels down; Python's own recursion limit is far above this.
 _DEEPEST: Final = 40
 # A policy of a thousand jobs has a tenth of this; reading more only takes time.
 _LARGEST_FILE: Final = 2 * 1024 * 1024
+# A message is one line of a terminal: what it quotes from the policy is cut.
+_LONG_QUOTE: Final = re.compile(r"('[^']{60})[^']{20,}'")
 _SECRET_KEY: Final = re.compile(r"(?:url|password|secret|token)$", re.IGNORECASE)
 
 
@@ -43,7 +45,8 @@ class Problems:
         self._found: dict[Problem, None] = {}
 
     def add(self, place: Place, message: str) -> None:
-        self._found[Problem(self.file, place.line, place.column, message)] = None
+        shown = _LONG_QUOTE.sub(r"\1…'", " ".join(message.split()))
+        self._found[Problem(self.file, place.line, place.column, shown)] = None
 
     def __iter__(self) -> Iterator[Problem]:
         return iter(self._found)
@@ -210,6 +213,9 @@ class _Reader:
 
     def _scalar(self, event: yaml.ScalarEvent, broken: bool, secret: bool) -> Value:
         place, text = _place(event.start_mark), event.value
+        if not is_text(text):
+            self._problems.add(place, "an escape here makes a zero byte or half a character: remove it")
+            return Value(place, None, broken=True)
         if event.style is not None or broken:
             return Value(place, text, broken)
         try:

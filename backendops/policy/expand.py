@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from backendops.policy.document import Entry, Problems, Value
+from backendops.policy.scalars import is_text
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FORMS: Final = "write ${NAME}, ${NAME:-default} or ${file:/path}, and $$ for a dollar sign"
@@ -87,18 +88,17 @@ class _Expansion:
             return self._fill(rest.removeprefix(":-"), depth + 1)
         if value is None:
             raise ValueError(f"the environment variable {name} is not set: set it, or write ${{{name}:-default}}")
-        if not _is_text(value):
+        if not is_text(value):
             raise ValueError(f"the environment variable {name} is not UTF-8 text")
         return value
 
     def _file(self, name: str) -> str:
         if not name:
             raise ValueError("${file:} names no file: write ${file:/path}")
-        if "\0" in name:
-            raise ValueError("${file:...} has a zero byte in its path")
         path = self.folder / name
         try:
-            if path.exists() and not path.is_file():
+            # os.path: pathlib raises for a name that is too long, which opening it says better.
+            if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
                 raise ValueError(f"{path} is not a file: ${{file:...}} reads one secret from one file")
             with path.open("rb") as file:
                 content = file.read(_LONGEST_FILE + 1)
@@ -106,10 +106,9 @@ class _Expansion:
             raise ValueError(f"the file {path} of ${{file:...}} cannot be read: {error.strerror or error}") from None
         if len(content) > _LONGEST_FILE:
             raise ValueError(f"the file {path} of ${{file:...}} is over 64 KiB: is it the right one?")
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError:
-            raise ValueError(f"the file {path} of ${{file:...}} is not UTF-8 text") from None
+        text = content.decode("utf-8", "surrogateescape")
+        if not is_text(text):
+            raise ValueError(f"the file {path} of ${{file:...}} is not UTF-8 text")
         return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -124,7 +123,3 @@ def _closing_brace(text: str, opening: int) -> int:
             if depth == 0:
                 return position
     raise ValueError(f"${{ is never closed: {_FORMS}")
-
-
-def _is_text(value: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in value)

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Self
 from zoneinfo import ZoneInfo
 
@@ -47,7 +46,8 @@ class Http(BaseModel):
     @field_validator("tls_certificate", "tls_key")
     @classmethod
     def _readable(cls, value: str | None) -> str | None:
-        if value is not None and not Path(value).is_file():
+        # Not pathlib, which raises for a name that is too long.
+        if value is not None and not os.path.isfile(value):  # noqa: PTH113
             raise ValueError(f"there is no file {value!r}: name a PEM file")
         if value is not None and not os.access(value, os.R_OK):
             raise ValueError(f"{value!r} may not be read by this user: check its mode and owner")

@@ -28,6 +28,11 @@ _LARGEST: Final = 2**63 - 1
 _LONGEST: Final = 30
 
 
+def is_text(value: str) -> bool:
+    """Can the text be stored and sent? Not with a zero byte or half of a surrogate pair in it."""
+    return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value)
+
+
 def resolve(text: str, shown: str) -> Plain:
     """The value of unquoted `text`; raises ValueError, naming it `shown`, where YAML readers disagree about it."""
     if text in _NULLS:
