@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
-from backendops.contracts.readings import Metric
+from backendops.contracts.readings import Finding, Metric, Reading
 
 TABLE: Final = {"table": ()}  # an empty tuple stands for the backend's own table names
 CONNECTION_STATES: Final = ("active", "idle", "idle_in_transaction", "blocked", "other")
@@ -92,3 +93,9 @@ FINDINGS: Final = Metric(
     {"severity": SEVERITIES},
     per_job=True,
 )
+
+
+def findings_by_severity(findings: Iterable[Finding]) -> tuple[Reading, ...]:
+    """How many findings a run had, of every severity, so that a mended fault reads 0."""
+    found = [finding.severity.value for finding in findings]
+    return tuple(FINDINGS.read(found.count(severity), severity=severity) for severity in SEVERITIES)

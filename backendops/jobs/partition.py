@@ -12,6 +12,7 @@ from backendops.contracts.capabilities import ArchivePlan, CanPartition, Every, 
 from backendops.contracts.job import Job
 from backendops.contracts.run import Pace, Preview, Steps
 from backendops.contracts.units import FOREVER, Duration, Forever, Keep
+from backendops.jobs.findings import with_findings_counted
 
 
 class Partition(Job):
@@ -20,7 +21,7 @@ class Partition(Job):
     kind_name: ClassVar[str] = "partition"
     needs: ClassVar[type] = CanPartition
     changes: ClassVar[bool] = True
-    metrics: ClassVar = (metrics.PARTITIONS_AHEAD, metrics.PARTITIONS_QUARANTINED)
+    metrics: ClassVar = (metrics.PARTITIONS_AHEAD, metrics.PARTITIONS_QUARANTINED, metrics.FINDINGS)
 
     every: Every = Field("month", description="One partition per month, week or day; as in the archive job.")
     # Three months give a team on holiday a quarter to notice that the job stopped.
@@ -52,4 +53,4 @@ class Partition(Job):
         return backend.preview_partitions(self.plan(now))
 
     def run(self, backend: CanPartition, now: datetime, pace: Pace) -> Steps:
-        yield from backend.maintain_partitions(self.plan(now), pace)
+        yield from with_findings_counted(backend.maintain_partitions(self.plan(now), pace))

@@ -92,7 +92,7 @@ class PoolHealth(Job):
         finding = Finding(Severity.CRITICAL, "pool.unreachable", str(error), fix)
         return Step(
             what=f"down: {error}",
-            readings=(metrics.BACKEND_UP.read(0), *_count_by_severity((finding,))),
+            readings=(metrics.BACKEND_UP.read(0), *metrics.findings_by_severity((finding,))),
             findings=(finding,),
         )
 
@@ -100,7 +100,7 @@ class PoolHealth(Job):
         findings = tuple(self._findings(report))
         return Step(
             what=_in_words(report),
-            readings=(*_readings(report), *_count_by_severity(findings)),
+            readings=(*_readings(report), *metrics.findings_by_severity(findings)),
             findings=findings,
         )
 
@@ -204,12 +204,6 @@ def _readings(report: PoolReport) -> Iterator[Reading]:
     ):
         if value is not None:
             yield metric.read(value)
-
-
-def _count_by_severity(findings: tuple[Finding, ...]) -> Iterator[Reading]:
-    for severity in Severity:
-        count = sum(finding.severity is severity for finding in findings)
-        yield metrics.FINDINGS.read(count, severity=severity.value)
 
 
 def _in_words(report: PoolReport) -> str:

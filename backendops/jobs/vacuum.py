@@ -13,6 +13,7 @@ from backendops.contracts.capabilities import CanVacuum, VacuumPlan
 from backendops.contracts.job import Job
 from backendops.contracts.run import Pace, Preview, Steps
 from backendops.contracts.units import FixedDuration
+from backendops.jobs.findings import with_findings_counted
 
 
 class FullWindow(BaseModel):
@@ -80,4 +81,4 @@ class Vacuum(Job):
         return backend.preview_vacuum(self.plan(now))
 
     def run(self, backend: CanVacuum, now: datetime, pace: Pace) -> Steps:
-        yield from backend.vacuum(self.plan(now), pace)
+        yield from with_findings_counted(backend.vacuum(self.plan(now), pace))
