@@ -7,20 +7,26 @@ from contextlib import AbstractContextManager
 from backendops.backends.postgres.archive import ArchiveOnPostgres
 from backendops.backends.postgres.expire import ExpireOnPostgres
 from backendops.backends.postgres.lock import take_lock
+from backendops.backends.postgres.partition import PartitionsOnPostgres
 from backendops.backends.postgres.pool import PoolOnPostgres
 from backendops.backends.postgres.standing import read_standing
+from backendops.backends.postgres.vacuum import VacuumOnPostgres
 from backendops.backends.sql import SqlBackend
 from backendops.contracts.backend import Lock, Standing
-from backendops.contracts.capabilities import CanArchive, CanExpire, CanReportPool
+from backendops.contracts.capabilities import CanArchive, CanExpire, CanPartition, CanReportPool, CanVacuum
 
 
 class PostgresBackend(
     ExpireOnPostgres,
     ArchiveOnPostgres,
+    PartitionsOnPostgres,
+    VacuumOnPostgres,
     PoolOnPostgres,
     SqlBackend,
     CanExpire,
     CanArchive,
+    CanPartition,
+    CanVacuum,
     CanReportPool,
 ):
     """PostgreSQL 14 and later, directly or through PgBouncer."""
