@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -62,14 +63,18 @@ def count_due(session: PostgresSession, target: Target, budget: timedelta) -> Co
             return Counted(int(plan[0]["Plan"]["Plan Rows"]), None, exact=False)
 
 
-def oldest_ages(session: PostgresSession, targets: tuple[Target, ...]) -> tuple[Reading, ...]:
-    """The age of each table's oldest finished result; a table where that takes too long is left out."""
+def oldest_ages(session: PostgresSession, tables: Mapping[LiveTable, datetime | None]) -> tuple[Reading, ...]:
+    """The age of each table's oldest finished result; a table where that takes too long is left out.
+
+    With each table goes the naive moment before which it is known to be empty, where it is.
+    """
     readings = []
-    for live in (target.live for target in targets):
+    for live, since in tables.items():
         try:
             with session.transaction(read_only=True, statement_timeout=RUN_BUDGET) as connection:
                 age = connection.execute(
-                    load("postgres", "walk", "find_oldest", {"live": live.slot}), {"zone": session.date_done_timezone}
+                    load("postgres", "walk", "find_oldest", {"live": live.slot}),
+                    {"zone": session.date_done_timezone, "since": since or datetime.min},  # noqa: DTZ901 - naive as date_done
                 ).scalar_one()
         except BackendBusy:
             continue

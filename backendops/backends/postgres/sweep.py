@@ -7,6 +7,7 @@ from datetime import datetime
 
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.survey import PREVIEW_BUDGET, RUN_BUDGET, Target, count_due, oldest_ages, survey
+from backendops.backends.postgres.tables import LiveTable
 from backendops.backends.postgres.walk import Deed, Walk, walked_column
 from backendops.backends.sql_files import load, readable
 from backendops.contracts import metrics
@@ -30,12 +31,15 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
         findings=findings,
     )
     locked = 0
+    emptied: dict[LiveTable, datetime | None] = {}
     for target, deed in deeds:
-        for taken in Walk(session, target.live, target.due, deed, pace).batches():
+        walk = Walk(session, target.live, target.due, deed, pace)
+        for taken in walk.batches():
             locked += taken.locked
             left = f"; {taken.locked:,} that other sessions hold are left for the next run" if taken.locked else ""
             yield Step(rows=taken.rows, what=f"{deed.done}{left}")
-    yield Step(readings=(metrics.RESULTS_DUE.read(locked), *oldest_ages(session, targets)), findings=findings)
+        emptied[target.live] = walk.emptied_to if isinstance(walk.emptied_to, datetime) else None
+    yield Step(readings=(metrics.RESULTS_DUE.read(locked), *oldest_ages(session, emptied)), findings=findings)
 
 
 def preview_sweep(
@@ -59,7 +63,10 @@ def preview_sweep(
         oldest=min((count.oldest for count in counts if count.oldest is not None), default=None),
         cutoff=cutoff,
         statements=tuple(_shown(target, deed) for target, deed in deeds),
-        readings=(metrics.RESULTS_DUE.read(rows), *oldest_ages(session, targets)),
+        readings=(
+            metrics.RESULTS_DUE.read(rows),
+            *oldest_ages(session, dict.fromkeys(target.live for target in targets)),
+        ),
         findings=findings,
     )
 

@@ -96,6 +96,8 @@ class Walk:
         self._deed = deed
         self._pace = pace
         self._slots = {"live": live.slot, "by": self.by, "due": due.sql, **deed.slots}
+        self.emptied_to: Key | None = None
+        """Up to here nothing is left: looking for the oldest from here on skips what the walk has just removed."""
 
     def batches(self) -> Iterator[Taken]:
         """Take every due row, one committed batch per item.
@@ -103,7 +105,7 @@ class Walk:
         Raises BackendBusy where a range fails three times in a row.
         """
         low, end = self._ends()
-        failures, failed_check = 0, False
+        failures, failed_check, is_emptied = 0, False, True
         while low is not None:
             began, size = monotonic(), self._pace.size
             try:
@@ -120,6 +122,9 @@ class Walk:
                 continue
             failures, failed_check = 0, False
             self._pace.measured(size if span.full and not span.crowded else taken.rows, monotonic() - began)
+            if is_emptied:
+                self.emptied_to = low
+                is_emptied = span.full and taken.rows == size
             yield taken
             if is_done:
                 low = span.high if span.high < end else None  # type: ignore[operator] # both are of the walked column

@@ -17,7 +17,11 @@ SET TRANSACTION READ ONLY;
 -- name: prefer_indexes
 -- A batch knows its index. Stale statistics (a table just loaded, a state just emptied) must not turn every batch into
 -- a scan of the whole table, nor into a second of compiling.
-SELECT set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true);
+-- The moved rows of a batch pass through memory: some 20,000 of them, instead of through a file.
+SELECT
+    set_config('enable_seqscan', 'off', true),
+    set_config('jit', 'off', true),
+    set_config('work_mem', '64MB', true);
 
 -- name: current_schema
 -- Where Celery would make its tables.

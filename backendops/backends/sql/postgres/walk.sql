@@ -41,5 +41,8 @@ SELECT FROM /* live */ celery_taskmeta
 WHERE date_done < :latest AND /* due */ (date_done < :cutoff);
 
 -- name: find_oldest
--- Age of the oldest finished result, in seconds.
-SELECT extract(epoch FROM now() - min(date_done) AT TIME ZONE :zone)::float8 FROM /* live */ celery_taskmeta;
+-- Age of the oldest finished result, in seconds. What a walk has just emptied is not looked through again: its index
+-- entries stay until a vacuum.
+SELECT extract(epoch FROM now() - min(date_done) AT TIME ZONE :zone)::float8
+FROM /* live */ celery_taskmeta
+WHERE date_done >= :since;
