@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import pwd
 import secrets
 import shutil
 import signal
@@ -405,11 +406,16 @@ def die_with_parent(how: signal.Signals) -> None:
 
 def _unprivileged(binaries: Path, directory: Path) -> tuple[list[str], Path, Path]:
     """Words that run a command as someone other than root, and binaries and a directory which that someone can use."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and _has_name():
         return [], binaries, directory
     if _user_namespaces():
         # Root outside is nobody inside: no user made, no file given away, and a home closed to others stays so.
         return [*_NAMESPACE], binaries, directory
+    if os.geteuid() != 0:
+        raise ServerError(
+            f"PostgreSQL needs a name for user {os.geteuid()}, and user namespaces are forbidden here: "
+            "give the user a line in /etc/passwd"
+        )
     prefix = ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"]
     if not _reachable(binaries):
         binaries = _copy_of(binaries)
@@ -420,6 +426,15 @@ def _unprivileged(binaries: Path, directory: Path) -> tuple[list[str], Path, Pat
 
 
 _NAMESPACE: Final = ("unshare", "--user", f"--map-user={_NOBODY}", f"--map-group={_NOBODY}")
+
+
+def _has_name() -> bool:
+    # Containers often run as a number that no line of /etc/passwd has.
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return True
 
 
 @cache

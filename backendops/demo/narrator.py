@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 
 _MARKS: Final = {"warning": "!", "critical": "!!"}
+
+# A run says first how much was due; what it then did says how much that was.
+_DUE: Final = re.compile(r"[\d,]+ results? (is|are) due")
+# More than fits a line or two: the status page and the log have the rest.
+_CLAUSES: Final = 3
 
 
 def narrate(lines: Iterable[str]) -> None:
@@ -39,7 +45,7 @@ def sentences(line: str, told: set[tuple[Any, ...]]) -> Iterable[str]:
             found = (event.get("job"), event.get("backend"), event.get("code"))
             if found not in told and event.get("severity") in _MARKS:
                 told.add(found)
-                yield f"{'':10}{_MARKS[event['severity']]} {event.get('sentence')} {event.get('fix')}"
+                yield f"{'':10}{_MARKS[event['severity']]} {event.get('sentence')}: {event.get('fix')}"
         case name if event.get("level") in {"warning", "error", "critical"}:
             details = {key: value for key, value in event.items() if key not in {"event", "level", "timestamp", "run"}}
             yield f"{_clock(event)}  {name} {' '.join(f'{key}={value}' for key, value in details.items())}"
@@ -47,16 +53,20 @@ def sentences(line: str, told: set[tuple[Any, ...]]) -> Iterable[str]:
 
 def _run(event: dict[str, Any], told: set[tuple[Any, ...]]) -> Iterable[str]:
     job, backend, rows = event.get("job"), event.get("backend"), event.get("rows", 0)
+    clauses = [clause for clause in str(event.get("what") or "").split("; ") if clause and not _DUE.fullmatch(clause)]
     if event.get("outcome") != "completed":
         said = ": ".join(str(event[key]) for key in ("outcome", "error", "hint") if event.get(key))
-    elif rows:
-        said = f"{rows:,} {event.get('what') or 'done'}"
-    else:
-        said = event.get("what") or "nothing to do"
+    elif not rows and ("quiet", job, backend) in told:
         # A probe that finds the same as before is worth one line, not one every five seconds.
-        if ("quiet", job, backend) in told:
-            return
-        told.add(("quiet", job, backend))
+        return
+    else:
+        if len(clauses) > _CLAUSES:
+            clauses[_CLAUSES:] = [f"and {len(clauses) - _CLAUSES} more"]
+        said = "; ".join(clauses) or "nothing to do"
+        if rows:
+            said = f"{rows:,} {said}"
+        else:
+            told.add(("quiet", job, backend))
     yield f"{_clock(event)}  {job:<12} on {backend:<8} {said}  ({1000 * event.get('seconds', 0):,.0f} ms)"
 
 
