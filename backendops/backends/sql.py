@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
 from sqlalchemy import URL, Engine, make_url
+from sqlalchemy.exc import ArgumentError
 
 from backendops.contracts.backend import Backend
 from backendops.contracts.run import Limits, NoWatermarks, Watermarks
+
+_LAST_PORT: Final = 65535
 
 
 class Tables(BaseModel):
@@ -47,6 +50,22 @@ class SqlBackend(Backend):
     _engine: Engine | None = PrivateAttr(None)
     _limits: Limits = PrivateAttr(default_factory=Limits)
     _watermarks: Watermarks = PrivateAttr(default_factory=NoWatermarks)
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_read(cls, value: SecretStr) -> SecretStr:
+        try:
+            url = make_url(value.get_secret_value().removeprefix("db+"))
+        except (ArgumentError, ValueError):
+            raise ValueError(
+                "this URL cannot be read: check its port, and write @ : / in a password as %40 %3A %2F"
+            ) from None
+        # An @ of the password would end up in the host, where it is shown.
+        if "@" in (url.host or ""):
+            raise ValueError("this URL has two @: write the one in the password as %40")
+        if url.port is not None and not 1 <= url.port <= _LAST_PORT:
+            raise ValueError(f"the port is not a number from 1 to {_LAST_PORT}")
+        return value
 
     @field_validator("date_done_timezone")
     @classmethod

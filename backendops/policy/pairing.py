@@ -10,7 +10,7 @@ from backendops.backends import BACKENDS
 from backendops.contracts.backend import Backend
 from backendops.contracts.job import Job
 from backendops.jobs import JOBS
-from backendops.policy.bind import described, suggestion
+from backendops.policy.bind import closest, described, suggestion
 from backendops.policy.document import Problems, Value
 
 # Celery's own (celery/app/backends.py), and the databases that its `db+` URLs reach through SQLAlchemy.
@@ -33,8 +33,10 @@ def class_for_url(url: str) -> type[Backend]:
         raise ValueError("its url begins or ends with a space: remove it")
     match = _SCHEME.fullmatch(url)
     known = [scheme for backend in BACKENDS for scheme in backend.schemes]
+    # Each backend has more spellings; the first is Celery's own.
+    there_is = ", ".join(f"{backend.schemes[0]}://" for backend in BACKENDS)
     if match is None or ("://" not in url and match[1].lower() not in CELERY_SCHEMES):
-        raise ValueError(f"its url has no scheme: it begins with one of {_with_slashes(known)}")
+        raise ValueError(f"its url has no scheme: it begins with one of {there_is}")
     scheme = match[1].lower()
     # SQLAlchemy's URLs may name a driver, db+postgresql+asyncpg://: the database decides.
     without_driver = "+".join(scheme.split("+")[: 2 if scheme.startswith("db+") else 1])
@@ -43,13 +45,11 @@ def class_for_url(url: str) -> type[Backend]:
             if wanted in backend.schemes:
                 return backend
     if {scheme, without_driver} & CELERY_SCHEMES:
-        raise ValueError(f"backendops does not support Celery's {scheme!r} yet: it supports {_with_slashes(known)}")
-    hint = suggestion(scheme, known)
-    raise ValueError(f"unknown scheme {scheme!r}{hint if 'mean' in hint else f': there is {_with_slashes(known)}'}")
-
-
-def _with_slashes(schemes: list[str]) -> str:
-    return ", ".join(f"{scheme}://" for scheme in schemes)
+        raise ValueError(f"backendops does not support Celery's {scheme!r} yet: it supports {there_is}")
+    meant = closest(scheme, known)
+    raise ValueError(
+        f"unknown scheme {scheme!r}" + (f", did you mean {meant!r}?" if meant else f": there is {there_is}")
+    )
 
 
 def can_do(backend: type[Backend], job: type[Job]) -> bool:
