@@ -86,7 +86,7 @@ class RedisMemory(Job):
                 Severity.INFO,
                 "redis.loading",
                 "the server is loading its data: the figures are not the final ones",
-                "Wait; INFO persistence says how long it takes.",
+                "wait; INFO persistence says how long it takes",
             )
         yield from self._limit(report)
         yield from self._eviction(report)
@@ -102,7 +102,7 @@ class RedisMemory(Job):
                 "redis.no-memory-limit",
                 f"maxmemory is not set: {format_bytes(report.used)}{host} are used, and nothing stops the growth "
                 "before the operating system does",
-                "Set maxmemory to about three quarters of the host's memory, with CONFIG SET and in redis.conf.",
+                "set maxmemory to about three quarters of the host's memory, with CONFIG SET and in redis.conf",
             )
             return
         part = report.used / report.limit
@@ -112,7 +112,7 @@ class RedisMemory(Job):
                 severity,
                 "redis.memory-near-limit",
                 f"{format_bytes(report.used)} of {format_bytes(report.limit)} are used ({part:.0%})",
-                f"{_biggest(report)}Raise maxmemory, or keep results for a shorter time (expire.keep, result_expires).",
+                f"raise maxmemory, or keep results for a shorter time (expire.keep, result_expires){_biggest(report)}",
             )
             yield from _refused_writes(report, severity)
 
@@ -131,21 +131,21 @@ class RedisMemory(Job):
                 f"{report.eviction_policy} may evict any key{when}, and {report.broker_keys:,} keys of a Celery broker "
                 "are in this database: queues with waiting tasks can vanish",
                 "CONFIG SET maxmemory-policy volatile-ttl (and in redis.conf), which evicts only keys with an expiry, "
-                "or give the broker a server of its own.",
+                "or give the broker a server of its own",
             )
         elif everything and report.limit and sum(report.result_keys.values()):
             yield Finding(
                 Severity.WARNING,
                 "redis.eviction-can-drop-results",
                 f"{report.eviction_policy} may evict results before they are fetched or past their keeping",
-                "CONFIG SET maxmemory-policy volatile-ttl evicts first what would expire first.",
+                "CONFIG SET maxmemory-policy volatile-ttl evicts first what would expire first",
             )
         if report.evicted_keys:
             yield Finding(
                 Severity.WARNING,
                 "redis.keys-evicted",
                 f"{report.evicted_keys:,} keys were evicted since the server started: results went before their time",
-                "Raise maxmemory, or keep results for a shorter time.",
+                "raise maxmemory, or keep results for a shorter time",
             )
 
     def _layout(self, report: MemoryReport) -> Iterator[Finding]:
@@ -164,7 +164,7 @@ class RedisMemory(Job):
                 "redis.swapped",
                 f"only {format_bytes(report.rss)} of the {format_bytes(report.used)} in use are in memory, the rest is "
                 "swapped",
-                "Give the host more memory or the server a lower maxmemory, and turn swap off for it.",
+                "give the host more memory or the server a lower maxmemory, and turn swap off for it",
             )
         if report.total and report.rss >= report.total * self.memory_critical:
             yield Finding(
@@ -172,7 +172,7 @@ class RedisMemory(Job):
                 "redis.host-memory",
                 f"{format_bytes(report.rss)} of the host's {format_bytes(report.total)} are held by the server: the "
                 "operating system may end it, and a snapshot needs more",
-                "Move to a larger host, or lower maxmemory.",
+                "move to a larger host, or lower maxmemory",
             )
 
 
@@ -191,16 +191,16 @@ def _refused_writes(report: MemoryReport, severity: Severity) -> Iterator[Findin
         severity,
         "redis.writes-will-fail",
         f"{why}: at the limit every write fails, new results and new tasks too",
-        "Run the expire job, so that results get an expiry, and set maxmemory-policy volatile-ttl.",
+        "run the expire job, so that results get an expiry, and set maxmemory-policy volatile-ttl",
     )
 
 
 def _defragment(allocator: str) -> str:
     if allocator.startswith("jemalloc"):
-        return "CONFIG SET activedefrag yes, or MEMORY PURGE at a quiet hour."
+        return "CONFIG SET activedefrag yes, or MEMORY PURGE at a quiet hour"
     return (
-        f"The allocator ({allocator or 'unknown'}) cannot defragment: restart the server at a quiet hour or fail "
-        "over to a replica; a build with jemalloc has activedefrag."
+        f"the allocator ({allocator or 'unknown'}) cannot defragment: restart the server at a quiet hour or fail "
+        "over to a replica; a build with jemalloc has activedefrag"
     )
 
 
@@ -210,14 +210,14 @@ def _persistence(report: MemoryReport, now: datetime) -> Iterator[Finding]:
             Severity.CRITICAL,
             "redis.snapshot-failed",
             "the last RDB snapshot failed; with stop-writes-on-bgsave-error, the default, every write is refused",
-            "The server's log says why (disk full, or no memory to fork: vm.overcommit_memory=1); then BGSAVE.",
+            "the server's log says why (disk full, or no memory to fork: vm.overcommit_memory=1); then BGSAVE",
         )
     if report.aof_enabled and not report.aof_last_ok:
         yield Finding(
             Severity.CRITICAL,
             "redis.aof-failed",
             "the last write or rewrite of the append-only file failed",
-            "Free space on its disk; the server's log says more.",
+            "free space on its disk; the server's log says more",
         )
     if report.rdb_last_save is not None and report.rdb_changes and now - report.rdb_last_save > STALE_SNAPSHOT:
         age = format_seconds((now - report.rdb_last_save).total_seconds())
@@ -225,7 +225,7 @@ def _persistence(report: MemoryReport, now: datetime) -> Iterator[Finding]:
             Severity.WARNING,
             "redis.snapshot-old",
             f"the last RDB snapshot is {age} old and {report.rdb_changes:,} changes are not in it",
-            "BGSAVE now, and check the `save` points in redis.conf.",
+            "BGSAVE now, and check the `save` points in redis.conf",
         )
 
 
@@ -236,7 +236,7 @@ def _without_ttl(report: MemoryReport) -> Iterator[Finding]:
             Severity.WARNING,
             "redis.results-without-ttl",
             f"{about}{report.result_keys_without_ttl:,} result keys have no expiry and stay for ever",
-            "Schedule the expire job for this backend, and set result_expires in the Celery application.",
+            "schedule the expire job for this backend, and set result_expires in the Celery application",
         )
 
 
@@ -244,7 +244,7 @@ def _biggest(report: MemoryReport) -> str:
     if not report.biggest:
         return ""
     name, size = report.biggest[0]
-    return f"The largest result weighed is {name} ({format_bytes(size)}). "
+    return f"; the largest result weighed is {name} ({format_bytes(size)})"
 
 
 def _summary(report: MemoryReport) -> str:
@@ -259,7 +259,8 @@ def _summary(report: MemoryReport) -> str:
 
 def _readings(report: MemoryReport, findings: tuple[Finding, ...], now: datetime) -> tuple[Reading, ...]:
     severities = Counter(finding.severity.value for finding in findings)
-    age = (now - report.rdb_last_save).total_seconds() if report.rdb_last_save is not None else 0.0
+    saved = report.rdb_last_save
+    ages = () if saved is None else (metrics.REDIS_LAST_SAVE_AGE.read(max(0.0, (now - saved).total_seconds())),)
     return (
         metrics.REDIS_MEMORY_USED.read(report.used),
         metrics.REDIS_MEMORY_PEAK.read(report.peak),
@@ -273,6 +274,6 @@ def _readings(report: MemoryReport, findings: tuple[Finding, ...], now: datetime
             for kind in metrics.RESULT_KINDS
         ),
         metrics.REDIS_WITHOUT_TTL.read(report.result_keys_without_ttl),
-        metrics.REDIS_LAST_SAVE_AGE.read(max(0.0, age)),
+        *ages,
         *(metrics.FINDINGS.read(severities[severity], severity=severity) for severity in metrics.SEVERITIES),
     )

@@ -40,58 +40,58 @@ _WORDS: Final[dict[str, tuple[type[BackendError], str, str]]] = {
     "LOADING": (
         BackendBusy,
         "{address} is loading its data into memory",
-        "It answers when it has finished; INFO persistence says how long that takes.",
+        "it answers when it has finished; INFO persistence says how long that takes",
     ),
     "BUSY": (
         BackendBusy,
         "{address} is busy with somebody's script",
-        "Wait for it, or end it with SCRIPT KILL; SLOWLOG GET names it.",
+        "wait for it, or end it with SCRIPT KILL; SLOWLOG GET names it",
     ),
     "MASTERDOWN": (
         BackendBusy,
         "{address} is a replica that has lost its master",
-        "Wait for the failover, or name the new master in the URL (sentinel:// follows it by itself).",
+        "wait for the failover, or name the new master in the URL (sentinel:// follows it by itself)",
     ),
     "CLUSTERDOWN": (
         BackendBusy,
         "the cluster at {address} is down",
-        "CLUSTER INFO and CLUSTER NODES say which slots have no node.",
+        "CLUSTER INFO and CLUSTER NODES say which slots have no node",
     ),
-    "TRYAGAIN": (BackendBusy, "{address} is moving slots between nodes", "Try again when the move is done."),
+    "TRYAGAIN": (BackendBusy, "{address} is moving slots between nodes", "try again when the move is done"),
     "READONLY": (
         BackendBusy,
         "{address} has become a read-only replica",
-        "A failover: name the new master in the URL, or use sentinel:// with master_name, which follows it.",
+        "after a failover, name the new master in the URL, or use sentinel:// with master_name, which follows it",
     ),
     "NOREPLICAS": (
         BackendBusy,
         "{address} refuses writes: too few of its replicas are connected",
-        "Bring the replicas back, or lower min-replicas-to-write.",
+        "bring the replicas back, or lower min-replicas-to-write",
     ),
     "OOM": (
         BackendRefused,
         "{address} refuses writes: its memory is at maxmemory",
-        "Raise maxmemory, or give results an expiry: the expire job does so even now.",
+        "raise maxmemory, or give results an expiry: the expire job does so even now",
     ),
     "MISCONF": (
         BackendRefused,
         "{address} refuses writes: its last snapshot or append-only write failed",
-        "Free disk space or mend its directory (its log says which), then BGSAVE.",
+        "free disk space or mend its directory (its log says which), then BGSAVE",
     ),
     "DENIED": (
         BackendRefused,
         "{address} is in protected mode and refuses connections from other hosts",
-        "Give it a password (requirepass or an ACL user) or bind it to the right address.",
+        "give it a password (requirepass or an ACL user) or bind it to the right address",
     ),
     "MOVED": (
         BackendRefused,
         "{address} is a node of a Redis Cluster",
-        "Celery cannot keep results in a cluster: use a standalone server or Sentinel.",
+        "Celery cannot keep results in a cluster: use a standalone server or Sentinel",
     ),
     "ASK": (
         BackendRefused,
         "{address} is a node of a Redis Cluster",
-        "Celery cannot keep results in a cluster: use a standalone server or Sentinel.",
+        "Celery cannot keep results in a cluster: use a standalone server or Sentinel",
     ),
 }  # fmt: skip
 
@@ -116,19 +116,19 @@ _TEXTS: Final[tuple[tuple[str, type[BackendError], str, str], ...]] = (
         "max number of clients",
         BackendBusy,
         "{address} has no connection left: maxclients is reached",
-        "Raise maxclients, or find who holds them: CLIENT LIST names every client.",
+        "raise maxclients, or find who holds them: CLIENT LIST names every client",
     ),
     (
         "db index is out of range",
         BackendRefused,
         "{address} has no such database",
-        "Use a lower number after the slash, or raise `databases`.",
+        "use a lower number after the slash, or raise `databases`",
     ),
     (
         "unknown command",
         BackendRefused,
         "{address} does not know a command that backendops needs: {text}",
-        "Redis 6.2 or Valkey 7.2 and newer have them all; a rename-command in its configuration takes one away.",
+        "Redis 6.2 or Valkey 7.2 and newer have them all; a rename-command in its configuration takes one away",
     ),
 )
 
@@ -137,7 +137,7 @@ def translate(error: Exception, address: str, acl: str) -> BackendError:
     """The BackendError for one error of redis-py or of a socket."""
     text = _plain(error)
     if isinstance(error, driver.NoPermissionError) or _forbidden_in_script(text):
-        return BackendRefused(f"{address} does not permit its user to do this: {text}", f"Allow it: {acl}")
+        return BackendRefused(f"{address} does not permit its user to do this: {text}", f"allow it: {acl}")
     if isinstance(error, driver.AuthenticationError | driver.AuthenticationWrongNumberOfArgsError) or _login(text):
         return _login_refused(address, text)
     if known := _WORDS.get(_word(error, text)) or _told(text):
@@ -157,12 +157,12 @@ def _lost(error: Exception, address: str, text: str) -> BackendError:
     if isinstance(error, driver.TimeoutError | TimeoutError):
         return BackendUnreachable(
             f"{address} did not answer in time: {text}",
-            "Is the host reachable, and is the server not blocked by a slow command (SLOWLOG GET)?",
+            "is the host reachable, and is the server not held by a slow command (SLOWLOG GET)?",
         )
     if isinstance(error, driver.ConnectionError | OSError):
         return BackendUnreachable(
             f"{address} cannot be reached: {text}",
-            "Is the server running, and are host, port and scheme (redis:// or rediss://) right?",
+            "is the server running, and are host, port and scheme (redis:// or rediss://) right?",
         )
     return BackendError(f"{address} answered with an error: {text}")
 
@@ -184,12 +184,12 @@ def _login_refused(address: str, text: str) -> BackendError:
     if "without any password" in text or "Client sent AUTH" in text or "no password is set" in text:
         return BackendRefused(
             f"{address} has no password, and the URL gives one",
-            "Take the password out of the URL, or set it on the server (requirepass or ACL SETUSER).",
+            "take the password out of the URL, or set it on the server (requirepass or ACL SETUSER)",
         )
     return BackendRefused(
         f"{address} refused the login: {text}",
-        "Give the right user and password in the URL: redis://USER:${PASSWORD}@host:6379/0, or without a user "
-        "redis://:${PASSWORD}@host:6379/0.",
+        "give the right user and password in the URL: redis://USER:${PASSWORD}@host:6379/0, or without a user "
+        "redis://:${PASSWORD}@host:6379/0",
     )
 
 

@@ -211,8 +211,8 @@ def findings(tally: Tally) -> tuple[Finding, ...]:
             "redis.results-unreadable",
             f"{tally.unreadable:,} results without an expiry are not readable (not JSON, or over "
             f"{MOST_READ // 1024 // 1024} MiB), so their age is not known and they were left alone",
-            "Set result_expires in the Celery application, so that every new result has its expiry from the start; "
-            "result_serializer json lets old ones be read.",
+            "set result_expires in the Celery application, so that every new result has its expiry from the start; "
+            "result_serializer json lets old ones be read",
         ),
     )
 

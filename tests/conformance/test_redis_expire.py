@@ -1,0 +1,527 @@
+"""expire on Redis: keys without a TTL get what is left of their keeping, and no other key is touched."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+import redis
+from celery import Celery
+from celery.app.task import Context
+from kombu import Connection, Exchange, Queue
+
+from backendops.backends.redis import expire as sweeping
+from backendops.backends.redis.keys import ResultKeys
+from backendops.contracts.errors import BackendBusy, BackendRefused
+from backendops.contracts.readings import Severity
+from backendops.contracts.retention import Retention, Rule
+from backendops.contracts.run import Limits, NoWatermarks, Preview, Step
+from backendops.jobs.expire import Expire
+from tests.celery_rows import celery_app
+from tests.conformance.redis_store import FixedPace, about, client_of, configured, everything, opened
+
+# Celery 5.7 calls SETEX in the way that redis-py 8 would rather not see.
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
+
+KEEP = timedelta(days=30)
+JOB = Expire.model_validate({"keep": "30d", "keep_by_state": {"FAILURE": "90d"}})
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of the server under test."""
+    with client_of(redis_url) as connected:
+        yield connected
+
+
+def run(url: str, job: Expire = JOB, size: int = 1000, **policy: Any) -> list[Step]:
+    with opened(url, **policy) as backend:
+        return list(job.run(backend, datetime.now(UTC), FixedPace(size)))
+
+
+def preview(url: str, job: Expire = JOB, **policy: Any) -> Preview:
+    with opened(url, limits=Limits(read_only=True), **policy) as backend:
+        return job.preview(backend, datetime.now(UTC))
+
+
+def key_of(task_id: str) -> str:
+    return f"celery-task-meta-{task_id}"
+
+
+def store(
+    url: str,
+    result: object,
+    task_id: str = "",
+    request: Context | None = None,
+    state: str = "SUCCESS",
+    **conf: Any,
+) -> str:
+    """Store one result through Celery's own backend; its key."""
+    task_id = task_id or str(uuid.uuid4())
+    app = celery_app(url, **{"result_expires": None, **conf})
+    try:
+        app.backend.store_result(task_id, result, state, request=request)
+    finally:
+        close(app)
+    return key_of(task_id)
+
+
+def close(app: Celery) -> None:
+    backend: Any = app.backend
+    backend.client.close()
+    backend.client.connection_pool.disconnect()
+    app.close()
+
+
+def date(client: redis.Redis, key: str, done: str | None) -> None:
+    """Let a stored result say another date_done, its TTL kept."""
+    meta = json.loads(cast(bytes, client.get(key)))
+    client.set(key, json.dumps({**meta, "date_done": done}), keepttl=True)
+
+
+def test_a_result_gets_what_is_left_of_its_keeping(
+    redis_url: str, client: redis.Redis, celery_results: Callable[..., list[str]], back_date: Callable[..., None]
+) -> None:
+    ids = celery_results(redis_url, 20, result_expires=None)
+    back_date(redis_url, ids[:9], timedelta(days=10))
+
+    steps = run(redis_url)
+
+    # Of each ten, two are failures, kept 90 days, and the last is a retry, which is not finished.
+    assert sum(step.rows for step in steps) == 18
+    for number, task_id in enumerate(ids):
+        keep = timedelta(days=90) if number % 10 in (3, 7) else KEEP
+        ttl = cast(int, client.ttl(key_of(task_id)))
+        if number % 10 == 9:
+            assert ttl == -1
+        else:
+            assert about(ttl, keep - timedelta(days=10 if number < 10 else 0))
+
+
+def test_both_spellings_of_date_done_are_utc(redis_url: str, client: redis.Redis) -> None:
+    done = datetime.now(UTC) - timedelta(days=3)
+    naive, berlin, zulu = (store(redis_url, n) for n in range(3))
+    date(client, naive, done.replace(tzinfo=None).isoformat())
+    date(client, berlin, (done + timedelta(hours=1)).replace(tzinfo=None).isoformat() + "+01:00")
+    date(client, zulu, done.replace(tzinfo=None).isoformat() + "Z")
+
+    run(redis_url)
+
+    assert [about(cast(int, client.ttl(key)), KEEP - timedelta(days=3)) for key in (naive, berlin, zulu)] == [True] * 3
+
+
+def test_what_is_overdue_gets_a_minute_or_two_and_is_not_deleted_at_once(redis_url: str, client: redis.Redis) -> None:
+    keys = [store(redis_url, n) for n in range(5)]
+    for key in keys:
+        date(client, key, "2020-01-01T00:00:00")
+
+    run(redis_url)
+
+    ttls = [cast(int, client.ttl(key)) for key in keys]
+    assert all(50 <= ttl <= 120 for ttl in ttls)
+    assert len(set(ttls)) > 1, "they must not all expire in the same moment"
+
+
+def test_a_date_in_the_future_keeps_nothing_longer(redis_url: str, client: redis.Redis) -> None:
+    key = store(redis_url, 1)
+    date(client, key, "2999-01-01T00:00:00+00:00")
+
+    run(redis_url)
+
+    assert about(cast(int, client.ttl(key)), KEEP)
+
+
+def test_a_key_with_a_ttl_keeps_its_own(
+    redis_url: str, client: redis.Redis, celery_results: Callable[..., Any]
+) -> None:
+    celery_results(redis_url, 10, groups=1, result_expires=3600)
+    before = everything(client)
+
+    assert sum(step.rows for step in run(redis_url)) == 0
+    assert everything(client) == before
+
+
+def test_unfinished_and_unreadable_results_are_counted_and_left_alone(
+    redis_url: str, client: redis.Redis, celery_results: Callable[..., Any]
+) -> None:
+    celery_results(redis_url, 0, started=3, result_expires=None)
+    store(redis_url, {"a": 1}, result_serializer="pickle", accept_content=["json", "pickle"])
+    for name, value in {
+        "text": b"not JSON",
+        "list": b"[1, 2]",
+        "no-status": b'{"date_done": "2020-01-01T00:00:00"}',
+        "no-date": b'{"status": "SUCCESS", "result": 1}',
+        "bad-date": b'{"status": "SUCCESS", "result": 1, "date_done": "soon"}',
+        "number-date": b'{"status": "SUCCESS", "result": 1, "date_done": 7}',
+        "deep": b"[" * 5000,
+        "bomb": b"\x00celery-compressed\x00application/x-gzip\x00broken",
+        "unknown": b"\x00celery-compressed\x00application/x-none\x00x",
+        "empty": b"",
+        "far-date": b'{"status": "SUCCESS", "result": 1, "date_done": "0001-01-01T00:00:00+23:00"}',
+    }.items():
+        client.set(key_of(name), value)
+    before = everything(client)
+
+    steps = run(redis_url)
+
+    assert everything(client) == before
+    assert "3 not finished" in steps[-1].what
+    assert "12 not readable" in steps[-1].what
+    (finding,) = steps[-1].findings
+    assert (finding.severity, finding.code) == (Severity.WARNING, "redis.results-unreadable")
+    assert "12 results" in finding.sentence
+
+
+def test_results_kept_for_ever_are_left(redis_url: str, client: redis.Redis) -> None:
+    store(redis_url, 1)
+    client.set("celery-taskset-meta-g", "{}")
+    before = everything(client)
+
+    steps = run(redis_url, Expire.model_validate({"keep": "forever", "keep_by_state": {"FAILURE": "1d"}}))
+
+    assert everything(client) == before
+    assert "2 kept for ever" in steps[-1].what
+
+
+LONG = "x" * 20_000
+NESTED = {"date_done": "2001-01-01T00:00:00", "task_id": "another", "text": '{"date_done": "2002-02-02T00:00:00"}'}
+
+
+@pytest.mark.parametrize(
+    ("result", "kwargs"),
+    [
+        ("short", {}),
+        (LONG, {}),
+        ([LONG, NESTED], {}),
+        ("short", {"long": LONG}),
+        (NESTED, {"nested": NESTED, "long": LONG}),
+        ([NESTED, "y" * 2_000_000], {"nested": NESTED}),
+    ],
+    ids=["short", "long", "nested", "long-kwargs", "nested-in-both", "huge"],
+)
+def test_a_result_of_any_length_is_read(redis_url: str, client: redis.Redis, result: object, kwargs: object) -> None:
+    task_id = str(uuid.uuid4())
+    request = Context(id=task_id, task="t", args=[], kwargs=kwargs, children=[], delivery_info={"routing_key": "q"})
+    key = store(redis_url, result, task_id, request)
+    date(client, key, (datetime.now(UTC) - timedelta(days=5)).isoformat())
+
+    assert sum(step.rows for step in run(redis_url)) == 1
+    assert about(cast(int, client.ttl(key)), KEEP - timedelta(days=5))
+
+
+def test_a_value_too_large_to_read_is_left_alone(redis_url: str, client: redis.Redis) -> None:
+    task_id = str(uuid.uuid4())
+    request = Context(id=task_id, task="t", args=[], kwargs={"k": "x" * 1_100_000}, children=[], delivery_info={})
+    key = store(redis_url, "short", task_id, request)
+
+    assert "1 not readable" in run(redis_url)[-1].what
+    assert client.ttl(key) == -1
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bzip2", "lzma"])
+def test_a_compressed_result_is_read(redis_url: str, client: redis.Redis, compression: str) -> None:
+    key = store(redis_url, LONG, result_compression=compression)
+    assert cast(bytes, client.get(key)).startswith(b"\x00celery-compressed")
+
+    run(redis_url)
+
+    assert about(cast(int, client.ttl(key)), KEEP)
+
+
+def chord(url: str, *, ordered: bool = True) -> str:
+    """A chord of three whose first part has returned, with a task added, as Celery leaves it; its group id."""
+    app = celery_app(url, result_expires=None, result_backend_transport_options={"result_chord_ordered": ordered})
+    backend: Any = app.backend
+    group_id = str(uuid.uuid4())
+    try:
+        backend.set_chord_size(group_id, 3)
+        backend.add_to_chord(group_id, None)
+        request = Context(id=str(uuid.uuid4()), group=group_id, group_index=0, chord={"task": "t"})
+        backend.on_chord_part_return(request, "SUCCESS", 1)
+    finally:
+        close(app)
+    return group_id
+
+
+def idle(client: redis.Redis, key: str, seconds: int) -> None:
+    """Let a key look as if nobody had used it for so long."""
+    client.restore(key, 0, cast(bytes, client.dump(key)), replace=True, idletime=seconds)
+
+
+@pytest.mark.parametrize("ordered", [True, False], ids=["zset", "list"])
+def test_groups_and_orphaned_chord_keys_are_kept_from_their_last_use(
+    redis_url: str, client: redis.Redis, celery_results: Callable[..., Any], ordered: bool
+) -> None:
+    celery_results(redis_url, 0, groups=1, result_expires=3600)
+    (group,) = (key.decode() for key in client.keys("celery-taskset-meta-*"))
+    client.persist(group)
+    group_id = chord(redis_url, ordered=ordered)
+    parts = [f"celery-taskset-meta-{group_id}.{part}" for part in "sjdt"]
+    assert [client.ttl(key) for key in parts] == [-1] * 4, "this is the leak that Celery leaves"
+    idle(client, parts[1], 10 * 86400)
+    idle(client, parts[3], 40 * 86400)
+
+    steps = run(redis_url)
+
+    assert sum(step.rows for step in steps) == 5
+    assert about(cast(int, client.ttl(group)), KEEP)
+    assert about(cast(int, client.ttl(parts[0])), KEEP)
+    assert about(cast(int, client.ttl(parts[1])), KEEP - timedelta(days=10))
+    assert about(cast(int, client.ttl(parts[2])), KEEP)
+    assert about(cast(int, client.ttl(parts[3])), sweeping.OVERDUE)
+
+
+def test_reading_does_not_make_an_old_group_look_used(redis_url: str, client: redis.Redis) -> None:
+    client.set("celery-taskset-meta-g", "{}")
+    idle(client, "celery-taskset-meta-g", 1000)
+
+    preview(redis_url)
+
+    assert cast(int, client.object("idletime", "celery-taskset-meta-g")) >= 1000
+
+
+def test_under_an_lfu_policy_chords_are_kept_in_full(redis_url: str, client: redis.Redis) -> None:
+    with configured(client, maxmemory_policy="allkeys-lfu"):
+        group_id = chord(redis_url)
+        run(redis_url)
+
+    assert about(cast(int, client.ttl(f"celery-taskset-meta-{group_id}.t")), KEEP)
+
+
+def test_a_value_rewritten_after_it_was_read_keeps_its_own(redis_url: str, client: redis.Redis) -> None:
+    """The race: Celery stores a new state between our reading and our writing."""
+    with_ttl, without, same, gone, long = (str(uuid.uuid4()) for _ in range(5))
+    # Failures first: Celery never writes over a success.
+    for task_id in (with_ttl, without, same, gone):
+        date(client, store(redis_url, ValueError("old"), task_id, state="FAILURE"), "2020-01-01T00:00:00")
+    date(client, store(redis_url, ValueError(LONG), long, state="FAILURE"), "2020-01-01T00:00:00")
+    now = datetime.now(UTC)
+    sweep = sweeping.Sweep(client, ResultKeys(), Retention(now - KEEP), now)
+    cursor, gifts = sweep.stretch(0, 500)
+    while cursor:
+        cursor, more = sweep.stretch(cursor, 500)
+        gifts += more
+    assert len(gifts) == 5
+
+    store(redis_url, "new", with_ttl, result_expires=777)
+    store(redis_url, "new", without)
+    store(redis_url, LONG, long)
+    client.delete(key_of(gone))
+
+    assert sweep.give(gifts) == 1
+    assert about(cast(int, client.ttl(key_of(with_ttl))), timedelta(seconds=777))
+    assert client.ttl(key_of(without)) == -1
+    assert client.ttl(key_of(long)) == -1
+    assert client.exists(key_of(gone)) == 0
+    assert 50 <= cast(int, client.ttl(key_of(same))) <= 120
+    assert sweep.tally.changed == 4
+    assert sum(step.rows for step in run(redis_url)) == 2, "the next sweep gives them theirs"
+
+
+def test_a_chord_that_wakes_up_after_it_was_seen_is_not_cut_short(redis_url: str, client: redis.Redis) -> None:
+    key = f"celery-taskset-meta-{chord(redis_url)}.j"
+    idle(client, key, 40 * 86400)
+    now = datetime.now(UTC)
+    sweep = sweeping.Sweep(client, ResultKeys(), Retention(now - KEEP), now)
+    _, gifts = sweep.stretch(0, 500)
+
+    client.zadd(key, {"another part": 2})
+    sweep.give(gifts)
+
+    assert about(cast(int, client.ttl(key)), KEEP)
+
+
+def broker_and_others(url: str, client: redis.Redis) -> Connection:
+    """Fifty keys that are none of ours: kombu's own, foreign ones, and look-alikes. Keep the connection open."""
+    connection = Connection(url)
+    channel = connection.channel()
+    for name in ("celery", "celery-task-meta-queue", "reports"):
+        exchange = Exchange(name, type="direct")
+        queue = Queue(name, exchange, routing_key=name, channel=channel, max_priority=9)
+        queue.declare()
+        producer = connection.Producer(channel)
+        for priority in (0, 0, 3, 9):
+            producer.publish({"n": priority}, exchange=exchange, routing_key=name, priority=priority)
+    Queue("celery", channel=channel).get(no_ack=False)
+    for kind in ("fanout", "topic"):
+        Queue(f"{kind}.pidbox", Exchange(f"{kind}.pidbox", type=kind), routing_key="#", channel=channel).declare()
+    channel.basic_publish(channel.prepare_message("x"), "", f"{uuid.uuid4()}.reply.celery.pidbox")
+    client.rpush(str(uuid.uuid4()), "an RPC reply")
+    for prefix in ("my-celery-task-meta-", "celery-task-meta", "celery-tasks-meta-", "celery-task-metadata-", "cache:"):
+        client.set(f"{prefix}1", '{"status": "SUCCESS", "date_done": "2020-01-01T00:00:00"}')
+        client.set(f"x{prefix}2", "text", ex=1_000_000)
+    for number, prefix in enumerate(("celery-task-meta-", "celery-taskset-meta-", "Celery-Task-Meta-", "other-")):
+        client.rpush(f"{prefix}list", "a", "b")
+        client.sadd(f"{prefix}set", "a", "b")
+        client.hset(f"{prefix}hash", "field", number)
+        client.zadd(f"{prefix}zset.s", {"a": 1})
+        client.xadd(f"{prefix}stream.j", {"a": 1})
+    client.set("celery-task-meta-", "a prefix and nothing more")
+    client.set("celery-taskset-meta-", "a prefix and nothing more")
+    client.set("app_celery-task-meta-1", '{"status": "SUCCESS", "result": 1, "date_done": "2020-01-01T00:00:00"}')
+    client.set("backendops:lock:1", "of another database", ex=1_000_000)
+    return connection
+
+
+def test_keys_that_are_no_results_stay_byte_for_byte(redis_url: str, client: redis.Redis) -> None:
+    connection = broker_and_others(redis_url, client)
+    try:
+        before = everything(client)
+        assert len(before) >= 50, len(before)
+        assert {b"_kombu.binding.celery", b"unacked", b"unacked_index", b"celery"} <= set(before)
+        own = store(redis_url, 1).encode()
+
+        preview(redis_url)
+        assert sum(step.rows for step in run(redis_url)) == 1
+
+        after = everything(client)
+        assert after.pop(own)[1] > 0
+        assert after == before
+    finally:
+        connection.close()
+
+
+def test_a_global_keyprefix_names_the_results_of_one_application(redis_url: str, client: redis.Redis) -> None:
+    mine, others, glob = str(uuid.uuid4()), str(uuid.uuid4()), str(uuid.uuid4())
+    for task_id, prefix in ((mine, "my*app"), (others, "myXapp"), (glob, "")):
+        store(redis_url, 1, task_id, result_backend_transport_options={"global_keyprefix": prefix} if prefix else {})
+
+    assert preview(redis_url, global_keyprefix="my*app").rows == 1
+    run(redis_url, global_keyprefix="my*app")
+
+    assert about(cast(int, client.ttl(f"my*app_{key_of(mine)}")), KEEP)
+    assert client.ttl(f"myXapp_{key_of(others)}") == -1
+    assert client.ttl(key_of(glob)) == -1
+
+
+def test_a_preview_counts_what_a_run_would_do_and_sends_nothing_that_writes(
+    redis_url: str, client: redis.Redis, celery_results: Callable[..., list[str]], back_date: Callable[..., None]
+) -> None:
+    ids = celery_results(redis_url, 30, started=2, groups=1, result_expires=None)
+    back_date(redis_url, ids[:1], timedelta(days=400))
+    chord(redis_url)
+    before = everything(client)
+    client.config_resetstat()
+
+    planned = preview(redis_url)
+
+    commands = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
+    assert commands <= {
+        "ping", "select", "client|setname", "client|setinfo", "client|no-touch", "hello", "auth", "time", "info",
+        "scan", "pttl", "type", "strlen", "get", "getrange", "evalsha", "eval", "script|load", "config|resetstat",
+    }  # fmt: skip
+    assert everything(client) == before
+    assert planned.oldest is not None
+    assert about((datetime.now(UTC) - planned.oldest).total_seconds(), timedelta(days=400))
+    assert any("SCAN" in statement for statement in planned.statements)
+    assert planned.rows == sum(step.rows for step in run(redis_url))
+    assert preview(redis_url).rows == 0
+
+
+def test_a_stopped_run_goes_on_where_it_was(redis_url: str, fill_celery_keys: Callable[..., None]) -> None:
+    fill_celery_keys(redis_url, 2000, 1.0)
+    watermarks = NoWatermarks()
+    rows = []
+    for _ in range(3):  # each is stopped after its first step
+        with opened(redis_url, watermarks=watermarks) as backend:
+            steps = JOB.run(backend, datetime.now(UTC), FixedPace(200))
+            rows.append(next(steps).rows)
+            steps.close()
+    cursor = watermarks.recall(sweeping.CURSOR)
+    assert cursor is not None
+    assert not cursor.endswith(":0")
+    assert all(150 <= n <= 400 for n in rows), rows
+
+    pace = FixedPace(500)
+    with opened(redis_url, watermarks=watermarks) as backend:
+        rest = list(JOB.run(backend, datetime.now(UTC), pace))
+
+    assert sum(rows) + sum(step.rows for step in rest) == 2000
+    assert sum(pace.batches) < 2000, "what was done before is not gone through again"
+    assert [reading.value for reading in rest[-1].readings] == [0]
+    assert cast(str, watermarks.recall(sweeping.CURSOR)).endswith(":0")
+
+
+def test_a_cursor_of_another_server_is_forgotten(valkey_url: str, fill_celery_keys: Callable[..., None]) -> None:
+    fill_celery_keys(valkey_url, 300, 1.0)
+    watermarks = NoWatermarks()
+    watermarks.remember(sweeping.CURSOR, "0123456789abcdef:7")
+
+    with opened(valkey_url, watermarks=watermarks) as backend:
+        steps = list(JOB.run(backend, datetime.now(UTC), FixedPace(100)))
+
+    assert sum(step.rows for step in steps) == 300
+
+
+def test_one_run_at_a_time_and_the_lock_never_stays(redis_url: str, client: redis.Redis) -> None:
+    with opened(redis_url) as one, opened(redis_url) as other:
+        with one.lock() as held:
+            assert held is not None
+            assert held.still_held()
+            assert 0 < cast(int, client.ttl(one.lock_name)) <= 60
+            with other.lock() as second:
+                assert second is None
+            client.pexpire(one.lock_name, 500)
+            assert held.still_held()
+            assert cast(int, client.pttl(one.lock_name)) > 10_000, "every step renews the lease"
+            client.delete(one.lock_name)
+            assert not held.still_held()
+            with other.lock() as second:
+                assert second is not None
+                assert not held.still_held()
+                assert second.still_held()
+        with other.lock() as free:
+            assert free is not None
+    assert client.keys("backendops*") == []
+
+
+def test_a_full_server_can_still_be_given_expiries(redis_url: str, client: redis.Redis) -> None:
+    keys = [store(redis_url, "x" * 500) for _ in range(20)]
+    with configured(client, maxmemory_policy="noeviction", maxmemory=1):
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            client.set("one more", "x")
+        with opened(redis_url) as backend, backend.lock() as held:
+            assert held is not None
+            assert held.still_held()
+            assert sum(step.rows for step in JOB.run(backend, datetime.now(UTC), FixedPace())) == 20
+    assert all(cast(int, client.ttl(key)) > 0 for key in keys)
+
+
+def test_a_replica_is_not_changed_and_says_so(valkey_url: str) -> None:
+    with client_of(valkey_url) as client:
+        store(valkey_url, 1)
+        with opened(valkey_url) as backend:
+            assert backend.standing().read_only_because == ""
+            client.replicaof("127.0.0.1", 1)
+            try:
+                assert "is a replica of 127.0.0.1:1" in backend.standing().read_only_because
+                with pytest.raises(BackendBusy, match="read-only replica") as refused:
+                    list(JOB.run(backend, datetime.now(UTC), FixedPace()))
+                assert "sentinel://" in refused.value.hint
+                with pytest.raises(BackendBusy, match="read-only replica"), backend.lock():
+                    pass
+            finally:
+                client.replicaof("no", "one")
+
+
+def test_nothing_is_changed_through_a_connection_for_reading(valkey_url: str) -> None:
+    store(valkey_url, 1)
+    with opened(valkey_url, limits=Limits(read_only=True)) as backend:
+        with pytest.raises(BackendRefused, match="reading only"):
+            list(JOB.run(backend, datetime.now(UTC), FixedPace()))
+        with pytest.raises(BackendRefused, match="reading only"), backend.lock():
+            pass
+
+
+def test_rules_by_task_and_queue_decide_too(valkey_url: str, celery_results: Callable[..., list[str]]) -> None:
+    ids = celery_results(valkey_url, 2, result_expires=None)
+    now = datetime.now(UTC)
+    due = Retention(now - KEEP, (Rule(now - timedelta(days=1), task="mail.*"), Rule(None, queue="cel*")))
+    with opened(valkey_url) as backend, client_of(valkey_url) as client:
+        assert sum(step.rows for step in backend.expire(due, FixedPace())) == 1
+        assert about(cast(int, client.ttl(key_of(ids[0]))), timedelta(days=1))
+        assert client.ttl(key_of(ids[1])) == -1
