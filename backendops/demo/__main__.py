@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -81,16 +81,7 @@ def _demo(policy: Path, directory: Path, port: int, ending: ExitStack) -> None:
     say(f"PostgreSQL {postgres.version} and Valkey are running on {embedded.HOST}, private to this demo.")
 
     stores = {"results": f"db+{postgres.superuser_url()}", "cache": valkey.url()}
-    for name, url in stores.items():
-        ending.enter_context(_worker(name, valkey.url(), url, directory))
-    shop = application.application(valkey.url())
-    _visit(shop)
-    _wait_for_results(postgres.superuser_url(), valkey.url())
-    rows = history.copy_rows(postgres.superuser_url(), COPIES)
-    keys = history.age_keys(valkey.url(), settled=timedelta(0))
-    say("Two Celery workers run tasks that succeed, fail, are tried again, and form groups and chords.")
-    say(f"{rows:,} results in PostgreSQL and {keys:,} in Valkey are made to look days to months old, and more will be.")
-
+    workers = [ending.enter_context(_worker(name, valkey.url(), url, directory)) for name, url in stores.items()]
     daemon = ending.enter_context(
         _daemon(
             policy,
@@ -102,10 +93,19 @@ def _demo(policy: Path, directory: Path, port: int, ending: ExitStack) -> None:
             },
         )
     )
-    say(
-        f"The daemon runs {policy}. Status page: http://{embedded.HOST}:{port}/  metrics: http://{embedded.HOST}:{port}/metrics"
-    )
+    # All at once: each takes a second or two to finish what it is at, and the stack would ask one after the other.
+    ending.callback(_terminate, [daemon, *workers])
+    address = f"http://{embedded.HOST}:{port}"
+    say(f"The daemon runs {policy}. Status page: {address}/  metrics: {address}/metrics")
     say("Ctrl-C ends it all.\n")
+
+    shop = application.application(valkey.url())
+    _visit(shop)
+    _wait_for_results(postgres.superuser_url(), valkey.url())
+    rows = history.copy_rows(postgres.superuser_url(), COPIES)
+    keys = history.age_keys(valkey.url(), settled=timedelta(0))
+    say("Two Celery workers run tasks that succeed, fail, are tried again, and form groups and chords.")
+    say(f"{rows:,} results in PostgreSQL and {keys:,} in Valkey were made to look days to months old; more will be.")
     while daemon.poll() is None:
         _visit(shop)
         time.sleep(ROUND)
@@ -149,7 +149,7 @@ def _free(port: int) -> int:
 
 
 @contextmanager
-def _worker(name: str, broker: str, backend: str, directory: Path) -> Iterator[None]:
+def _worker(name: str, broker: str, backend: str, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A real Celery worker with two processes."""
     environment = {application.BROKER: broker, application.BACKEND: backend, application.QUEUE: name}
     command = [
@@ -160,7 +160,7 @@ def _worker(name: str, broker: str, backend: str, directory: Path) -> Iterator[N
     with (directory / f"worker-{name}.log").open("wb") as log:
         process = _start(command, environment, log)
     try:
-        yield
+        yield process
     finally:
         _end(process, seconds=5)
 
@@ -193,6 +193,11 @@ def _start(command: list[str], environment: Mapping[str, str], output: IO[bytes]
         # Ctrl-C is for this process, which then ends its children in the right order.
         start_new_session=True,
     )
+
+
+def _terminate(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
 
 
 def _end(process: subprocess.Popen[bytes], seconds: float) -> None:
