@@ -25,6 +25,9 @@ PROGRESS_EVERY: Final = timedelta(seconds=10)
 # They speak of every job they start and every statement they send; what of it matters we say ourselves.
 _CHATTY: Final = ("apscheduler", "sqlalchemy", "urllib3")
 
+# What the eye looks for in a line of JSON.
+_FIRST: Final = ("timestamp", "level", "event", "run", "job", "backend")
+
 _LEVELS: Final = {Severity.INFO: "info", Severity.WARNING: "warning", Severity.CRITICAL: "error"}
 
 log = structlog.get_logger("backendops")
@@ -91,7 +94,8 @@ def _console() -> Processor:
 
 def _masked_values(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Before rendering, so that no escaping hides a secret from the mask."""
-    return {key: _masked(value) for key, value in event.items()}
+    first = {key: event[key] for key in _FIRST if key in event}
+    return {key: _masked(value) for key, value in (first | dict(event)).items()}
 
 
 def _masked(value: Any) -> Any:

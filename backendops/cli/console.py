@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backendops.contracts import metrics
+from backendops.contracts.errors import BackendopsError
 from backendops.contracts.run import Outcome, Step
 from backendops.contracts.units import format_seconds
 from backendops.engine.report import Run, RunListener, RunReport
@@ -41,6 +42,12 @@ _COLOURS: Final = {
 }
 
 
+class Misnamed(BackendopsError):
+    """The command names something that the policy does not have."""
+
+    exit_code = 2
+
+
 def exit_code(codes: Iterable[int]) -> int:
     """One exit code for many runs: theirs where they agree, else that some failed and the rest ran."""
     different = set(codes) or {0}
@@ -48,18 +55,18 @@ def exit_code(codes: Iterable[int]) -> int:
 
 
 def pairs_named(policy: Policy, jobs: Sequence[str], backend: str | None = None) -> list[Pair]:
-    """The pairs of these jobs (of every job where none is named); raises UsageError that knows the nearest name."""
+    """The pairs of these jobs (of every job where none is named); raises Misnamed, which says the nearest name."""
     for name in jobs:
         if name not in policy.jobs:
-            raise click.UsageError(f"the policy has no job {name!r}{_nearest(name, policy.jobs)}")
+            raise Misnamed(f"the policy has no job {name!r}{_nearest(name, policy.jobs)}")
     if backend is not None and backend not in policy.backends:
-        raise click.UsageError(f"the policy has no backend {backend!r}{_nearest(backend, policy.backends)}")
+        raise Misnamed(f"the policy has no backend {backend!r}{_nearest(backend, policy.backends)}")
     pairs = []
     for name in dict.fromkeys(jobs or policy.jobs):
         mine = [pair for pair in policy.pairs_of(name) if backend in {None, pair.backend_name}]
         if not mine and jobs:
             on = ", ".join(pair.backend_name for pair in policy.pairs_of(name))
-            raise click.UsageError(f"{name} does not run on {backend!r}; it runs on {on}")
+            raise Misnamed(f"{name} does not run on {backend!r}; it runs on {on}")
         pairs.extend(mine)
     return pairs
 

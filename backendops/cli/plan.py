@@ -42,17 +42,16 @@ def command(options: Options, jobs: tuple[str, ...], backend: str | None, with_s
     ledger = Ledger.in_memory()
     try:
         runner = Runner(ledger)
-        now = datetime.now(UTC)
         codes = []
         documents = []
         for pair in pairs:
-            planned = _look(runner, pair, now)
+            planned = _look(runner, pair)
             codes.append(0 if planned.error is None else planned.error.exit_code)
             if as_json:
                 documents.append(_document(planned))
             else:
                 # One at a time: counting takes a while, and what is known already need not wait.
-                click.echo(masked(_paragraph(planned, now, with_statements)) + "\n")
+                click.echo(masked(_paragraph(planned, with_statements)) + "\n")
         if as_json:
             print_json(documents)
     finally:
@@ -60,8 +59,8 @@ def command(options: Options, jobs: tuple[str, ...], backend: str | None, with_s
     return exit_code(codes)
 
 
-def _look(runner: Runner, pair: Pair, now: datetime) -> Planned:
-    next_run = None if pair.schedule is None else pair.schedule.next_after(now)
+def _look(runner: Runner, pair: Pair) -> Planned:
+    next_run = None if pair.schedule is None else pair.schedule.next_after(datetime.now(UTC))
     try:
         return Planned(pair, next_run, runner.preview(pair))
     except BackendError as error:
@@ -88,8 +87,8 @@ def _document(planned: Planned) -> dict[str, Any]:
     }
 
 
-def _paragraph(planned: Planned, now: datetime, with_statements: bool) -> str:
-    pair, preview = planned.pair, planned.preview
+def _paragraph(planned: Planned, with_statements: bool) -> str:
+    pair, preview, now = planned.pair, planned.preview, datetime.now(UTC)
     lines = [click.style(str(pair), bold=True) + f"  ({pair.backend.display_url})"]
     if planned.error is not None:
         lines.append(click.style(f"  cannot tell: {planned.error}", fg="red"))

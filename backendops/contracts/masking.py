@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Final
 from urllib.parse import unquote
 
@@ -13,18 +15,25 @@ MASK: Final = "***"
 
 # As far as the last @ of the word: a password with an @ of its own is masked whole.
 _IN_URL: Final = re.compile(r"""(://[^\s/@:"']*:)([^\s"'<>]*)@""")
-_AS_PARAMETER: Final = re.compile(r"""(?i)\b((?:ssl)?pass(?:word|wd|phrase)?|secret|token)(=)([^\s&"']+)""")
+_AS_PARAMETER: Final = re.compile(r"""(?i)\b((?:ssl)?pass(?:word|wd|phrase)?|secret|token)(=)([^\s&"'\\]+)""")
 # A shorter one would mask half of every sentence; in a URL it is masked by its place.
 _SHORTEST: Final = 4
 
 
 def mask(text: str, secrets: Iterable[str] = ()) -> str:
     """The text without the given secrets and without any password in a URL."""
-    for secret in sorted(secrets, key=len, reverse=True):
-        if len(secret) >= _SHORTEST:
-            text = text.replace(secret, MASK)
+    for form in sorted((form for secret in secrets for form in _forms(secret)), key=len, reverse=True):
+        text = text.replace(form, MASK)
     text = _IN_URL.sub(rf"\1{MASK}@", text)
     return _AS_PARAMETER.sub(rf"\1\2{MASK}", text)
+
+
+@cache
+def _forms(secret: str) -> frozenset[str]:
+    """As it is, and as a KeyError or a line of JSON would show it."""
+    if len(secret) < _SHORTEST:
+        return frozenset()
+    return frozenset({secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]})
 
 
 def secrets_of(model: BaseModel) -> Iterator[str]:

@@ -124,9 +124,7 @@ class Drive:
         with history("ask for a cancel or a pause"):
             self.ledger.progressed(self.run.id, self.tally.rows, self.clock.now())
             self._cancelled = self.ledger.cancel_requested(self.run.id)
-            # Whoever starts a paused job by hand means it; a pause made while it runs holds it all the same.
-            pause = self.ledger.paused().get(self.run.pair.job_name)
-            self._held = pause is not None and pause.at > self.run.started_at
+            self._held = self.run.pair.job_name in self.ledger.paused()
 
     def _wait_out_pressure(self, throttled: Callable[[str, float], None]) -> Outcome | None:
         if not self.run.pair.job.changes or self.clock.monotonic() - self._pressed_at < ASK_EVERY:
