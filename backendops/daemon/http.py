@@ -85,14 +85,6 @@ def parse_head(head: bytes) -> tuple[Request, bool]:
     return Request(parts[0], path, headers), keep_open and not has_body
 
 
-def parse_listen(listen: str) -> tuple[str, int]:
-    """`127.0.0.1:9919`, `[::]:9919` or `:9919` (every address) as address and port; raises BackendopsError."""
-    address, colon, port = listen.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the highest port there is
-        raise BackendopsError(f"http.listen {listen!r} is not an address and a port, such as 127.0.0.1:9919")
-    return address.removeprefix("[").removesuffix("]"), int(port)
-
-
 def tls_context(certificate: str, key: str | None) -> ssl.SSLContext:
     """A server's context; raises BackendopsError that names the file that cannot be used."""
     for name in filter(None, (certificate, key)):
@@ -115,12 +107,14 @@ def tls_context(certificate: str, key: str | None) -> ssl.SSLContext:
 class HttpServer:
     """Serves `respond`'s answers on one address until it is stopped."""
 
-    def __init__(self, listen: str, respond: Callable[[Request], Response], tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, host: str, port: int, respond: Callable[[Request], Response], tls: ssl.SSLContext | None = None
+    ) -> None:
         """Bind the address; raises BackendopsError where it is taken or not ours."""
-        self.listen = listen
+        self.host = host
         self._respond = respond
         self._tls = tls
-        self._sockets = _bind(listen)
+        self._sockets = _bind(host, port)
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_quietly)
         self._clients: dict[asyncio.Task[None], bool] = {}
@@ -136,10 +130,8 @@ class HttpServer:
     @property
     def url(self) -> str:
         """Where a browser on this host finds it."""
-        address = parse_listen(self.listen)[0]
-        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, address)  # noqa: S104 - compared
-        host = f"[{host}]" if ":" in host.strip("[]") and not host.startswith("[") else host
-        return f"{'https' if self._tls else 'http'}://{host}:{self.port}/"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        return f"{'https' if self._tls else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     def start(self) -> None:
         """Accept connections, on a thread of its own."""
@@ -229,14 +221,11 @@ class HttpServer:
             return _plain(HTTPStatus.INTERNAL_SERVER_ERROR, "backendops could not make this page; its log says why")
 
 
-def _bind(listen: str) -> list[socket.socket]:
-    address, port = parse_listen(listen)
+def _bind(host: str, port: int) -> list[socket.socket]:
     try:
-        places = socket.getaddrinfo(address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise BackendopsError(
-            f"http.listen {listen!r}: {address!r} is not an address of this host ({error})"
-        ) from error
+        raise BackendopsError(f"http.listen: {host!r} is not an address of this host: {error.strerror}") from error
     bound: list[socket.socket] = []
     try:
         for family, _, _, _, place in places:
@@ -253,7 +242,7 @@ def _bind(listen: str) -> list[socket.socket]:
         for listening in bound:
             listening.close()
         raise BackendopsError(
-            f"cannot listen on {listen}: {error.strerror}. Is another daemon running there? "
+            f"cannot listen on {host}, port {port}: {error.strerror}; is another daemon running there? "
             "Set http.listen in the policy to an address and a port that are free"
         ) from error
     return bound

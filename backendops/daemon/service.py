@@ -20,7 +20,7 @@ from backendops import __version__
 from backendops.contracts.errors import BackendopsError, PolicyError
 from backendops.daemon import sd_notify
 from backendops.daemon.activity import Activity
-from backendops.daemon.http import HttpServer, parse_listen, tls_context
+from backendops.daemon.http import HttpServer, tls_context
 from backendops.daemon.schedule import Scheduler
 from backendops.daemon.site import Site
 from backendops.daemon.view import View
@@ -56,10 +56,12 @@ class Service:
         self._site = Site(self._view, policy.http)
         try:
             self._tls = _tls(policy.http)
-            self._http = HttpServer(policy.http.listen, self._site.respond, self._tls)
+            self._http = HttpServer(policy.http.host, policy.http.port, self._site.respond, self._tls)
         except BackendopsError:
             self._ledger.close()
             raise
+        self._served = policy.http
+        """What the door was opened with; the policy in force may say something newer that waits for a restart."""
         self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
         self._said = ""
 
@@ -133,17 +135,16 @@ class Service:
     def _change_door(self, http: Http) -> None:
         """Listen where the new policy says, with its certificate; raises BackendopsError, and all stays as it was."""
         tls = _tls(http)
-        if http.listen != self._http.listen and parse_listen(http.listen)[1] != self._http.port:
-            door = HttpServer(http.listen, self._site.respond, tls)
+        before = self._served
+        if http.port not in {before.port, self._http.port}:
+            door = HttpServer(http.host, http.port, self._site.respond, tls)
             door.start()
             self._http.stop()
-            self._http, self._tls = door, tls
+            self._http, self._tls, self._served = door, tls, http
             log.info("http.moved", status_page=self.url)
-        elif http.listen != self._http.listen or (tls is None) != (self._tls is None):
+        elif http.listen != before.listen or (tls is None) != (self._tls is None):
             # The port cannot be bound a second time while the old address, or the old way to speak, holds it.
-            log.warning(
-                "policy.needs_restart", key="http", reason=f"{self._http.listen} is served as before until then"
-            )
+            log.warning("policy.needs_restart", key="http", reason=f"{self.url} is served as before until then")
         elif self._tls is not None and http.tls_certificate is not None:
             # Connections to come get the new certificate; `tls` has shown that it can be used.
             self._tls.load_cert_chain(http.tls_certificate, http.tls_key, password=lambda: "")
@@ -196,11 +197,10 @@ def _tls(http: Http) -> ssl.SSLContext | None:
 
 
 def _warn_of_open_doors(http: Http) -> None:
-    address = parse_listen(http.listen)[0]
     try:
-        private = ipaddress.ip_address(address).is_loopback
+        private = ipaddress.ip_address(http.host).is_loopback
     except ValueError:
-        private = address == "localhost"
+        private = http.host == "localhost"
     if private:
         return
     if http.username is None:

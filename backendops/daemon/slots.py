@@ -14,6 +14,9 @@ _LOOK_BACK: Final = timedelta(days=400)
 
 # What a restart tries again, once. A run that was cancelled, or that used up its time, has had its turn.
 _UNFINISHED: Final = frozenset({Outcome.STOPPED, Outcome.LOCKED})
+# Between the claim and the first line in the ledger lie a connection and its timeouts. A claim that
+# has no run after this long is of a process that was ended, maybe while it waited for another run's lock.
+TRACELESS_AFTER: Final = timedelta(minutes=1)
 
 
 def last_slot(schedule: Schedule, now: datetime) -> datetime | None:
@@ -31,20 +34,16 @@ def last_slot(schedule: Schedule, now: datetime) -> datetime | None:
     return slot
 
 
-def missed(
-    slot: datetime, last_run: RunReport | None, last_success: datetime | None, *, changes: bool
-) -> list[datetime]:
+def missed(slot: datetime, now: datetime, last_run: RunReport | None, last_success: datetime | None) -> list[datetime]:
     """What to claim, in this order, to make up for `slot`; nothing where it was run.
 
-    A slot that was claimed but whose run was killed, stopped or failed is claimed by the end of that run: once for
-    everybody, however many daemons start again.
+    A slot that was claimed but whose run was killed, stopped or failed is claimed by the end of that run, and one that
+    was claimed but never run by the moment after it: once for everybody, however many daemons start again.
     """
     if last_success is not None and last_success >= slot:
         return []
-    if last_run is None:
-        # A new job has missed nothing. A reading one changes nothing and is asked at once: is its backend there?
-        return [] if changes else [slot]
-    claims = [slot]
-    if last_run.ended_at >= slot and (last_run.outcome.is_failure or last_run.outcome in _UNFINISHED):
-        claims.append(last_run.ended_at)
-    return claims
+    if last_run is None or last_run.ended_at < slot:
+        return [slot, slot + timedelta(microseconds=1)] if now - slot > TRACELESS_AFTER else [slot]
+    if last_run.outcome.is_failure or last_run.outcome in _UNFINISHED:
+        return [slot, last_run.ended_at]
+    return [slot]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
@@ -16,7 +17,7 @@ from backendops.contracts import metrics
 from backendops.contracts.errors import BackendopsError
 from backendops.contracts.run import Outcome, Step, Trigger
 from backendops.daemon.backoff import Backoff
-from backendops.daemon.slots import last_slot, missed
+from backendops.daemon.slots import TRACELESS_AFTER, last_slot, missed
 from backendops.daemon.view import Key
 from backendops.engine.clock import Clock
 from backendops.engine.ledger import Ledger
@@ -94,7 +95,7 @@ class Turns(RunListener):
                 tried_again_after=backoff.not_before,
             )
             return
-        self._take(pair, [slot])
+        self._take(pair, slot, [slot])
 
     def catch_up(self, key: Key) -> None:
         """Make up for the last slot, where it was missed."""
@@ -106,10 +107,18 @@ class Turns(RunListener):
             return
         try:
             last_run, success = self._ledger.last_runs().get(key), self._ledger.last_success().get(key)
+            running = any((run.job, run.backend) == key for run in self._ledger.running())
         except (SQLAlchemyError, BackendopsError) as error:
             _unreadable(error)
             return
-        self._take(pair, missed(slot, last_run, success, changes=pair.job.changes))
+        if running or (last_run is None and pair.job.changes):
+            # It has its turn now; or it is new and has missed nothing. A new job that only
+            # reads is asked at once: is its backend there?
+            return
+        if self._take(pair, slot, missed(slot, now, last_run, success)) or not pair.job.changes:
+            return
+        if now - slot <= TRACELESS_AFTER and (success is None or success < slot):
+            self._later(key, TRACELESS_AFTER + slot - now + COMEBACK_GAP, partial(self.catch_up, key))
 
     def resumes_at(self, key: Key) -> datetime | None:
         """Until when failures hold the pair back; None where they do not."""
@@ -121,34 +130,33 @@ class Turns(RunListener):
         if any(reading.metric is metrics.BACKEND_UP and reading.value for reading in step.readings):
             self._came_back(run.pair.backend_name)
 
-    def _take(self, pair: Pair, claims: Iterable[datetime]) -> None:
+    def _take(self, pair: Pair, slot: datetime, claims: Iterable[datetime]) -> bool:
+        """Run the pair's job for this slot, unless it is paused or another daemon has it."""
+        key = (pair.job_name, pair.backend_name)
         try:
             if pair.job_name in self._ledger.paused():
-                return
-            if not any(self._ledger.claim_slot(pair.job_name, pair.backend_name, claim) for claim in claims):
-                return  # another daemon has it
+                return False
+            if not any(self._ledger.claim_slot(*key, claim) for claim in claims):
+                return False
         except (SQLAlchemyError, BackendopsError) as error:
             # Without the ledger we cannot know whether somebody else runs it. The lock in the backend
             # keeps two runs apart, and a second run finds nothing left to do: running is the safe side.
             _unreadable(error)
-        self._run(pair)
+        # Claimed, it is run even when a stop has just come: the report of a stopped run is what a restart goes by.
+        self._attempt(key, slot)
+        return True
 
-    def _run(self, pair: Pair) -> None:
-        schedule = pair.schedule
-        if schedule is None:
-            return
-        self._attempt((pair.job_name, pair.backend_name), until=schedule.next_after(self._clock.now()))
-
-    def _attempt(self, key: Key, until: datetime) -> None:
-        """Run, and where the lock is taken again until the slot ends; only the last try is recorded as locked."""
+    def _attempt(self, key: Key, slot: datetime) -> None:
+        """Run, and where the lock is taken again until the next slot; only the last try is recorded as locked."""
         pair = self._pairs.get(key)
-        if pair is None or self._stop.requested:
+        if pair is None or pair.schedule is None:
             return
         with self._lock:
             if key in self._busy:
                 return  # a missed slot is being made up for at this moment
             self._busy.add(key)
         try:
+            until = pair.schedule.next_after(max(slot, self._clock.now()))
             delay = self._until_next_try(until)
             is_last_try = self._clock.now() + delay >= until
             report = self._runner.run(pair, Trigger.SCHEDULE, record_locked=is_last_try)
@@ -156,9 +164,20 @@ class Turns(RunListener):
             self._busy.discard(key)
         if report.outcome is Outcome.LOCKED and not is_last_try:
             log.debug("slot.waits", job=pair.job_name, backend=pair.backend_name, reason=report.error)
-            self._later(key, delay, lambda: self._attempt(key, until))
+            self._later(key, delay, partial(self._again, key, slot))
         else:
             self._judge(pair, report)
+
+    def _again(self, key: Key, slot: datetime) -> None:
+        """Try once more for the lock, unless the slot is over or somebody has run it meanwhile."""
+        pair, now = self._pairs.get(key), self._clock.now()
+        if pair is None or pair.schedule is None or self._stop.requested or pair.schedule.next_after(slot) <= now:
+            return
+        with suppress(SQLAlchemyError):
+            success = self._ledger.last_success().get(key)
+            if success is not None and success >= slot:
+                return
+        self._attempt(key, slot)
 
     def _until_next_try(self, until: datetime) -> timedelta:
         left = until - self._clock.now()
