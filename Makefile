@@ -24,7 +24,7 @@ check: .venv/dev ## Lint, types, and whether generated files are current
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/unit/test_generated.py
+	$(BIN)/python -m tests.generated --check
 
 .PHONY: servers
 servers: ## Fetch what only Debian packages (Prometheus, PgBouncer, ...) into .cache, where apt is; nothing is installed
