@@ -160,7 +160,8 @@ def _nested(model: type[BaseModel], keys: Iterable[str | int]) -> type[BaseModel
 
 
 def _sentence(name: str, data: object, detail: ErrorDetails, secret: bool) -> str:
-    context = detail.get("ctx", {})
+    # pydantic says 1.0 where the limit of a ratio is 1.
+    context = {key: f"{part:g}" if isinstance(part, float) else part for key, part in detail.get("ctx", {}).items()}
     if detail["type"] in {"value_error", "assertion_error"}:
         return f"{name}: {context['error']}"
     shown = described(data, secret)
@@ -178,13 +179,14 @@ def _sentence(name: str, data: object, detail: ErrorDetails, secret: bool) -> st
     return sentence
 
 
-def _deepest(value: Value, keys: list[str | int]) -> tuple[Value, int]:
-    """The value under as many of the keys as there are, and how many: a union's branches are no keys."""
-    for depth in range(len(keys), 0, -1):
-        found = value.at(*keys[:depth])
-        if found is not None:
-            return found, depth
-    return value, 0
+def _found(value: Value, keys: list[str | int]) -> tuple[list[str | int], Value]:
+    """The keys that are in the policy, and the value under them: pydantic also counts a union's branches as keys."""
+    present: list[str | int] = []
+    for key in keys:
+        if (inner := value.at(key)) is not None:
+            present.append(key)
+            value = inner
+    return present, value
 
 
 def _entry(value: Value, keys: list[str | int]) -> Entry | None:
@@ -201,6 +203,7 @@ class _Binding:
         self._problems = problems
         self._what = what
         self._told: set[Place] = set()
+        self._told_keys: list[tuple[str | int, ...]] = []
         self._meant: set[str] = set()
 
     def refuse_odd_types(self, model: type[BaseModel], value: Value) -> None:
@@ -218,8 +221,8 @@ class _Binding:
                 self.refuse_odd_types(nested, entry.value)
 
     def report(self, details: list[ErrorDetails]) -> None:
-        """Unknown keys first: one that is a slip for a missing key says it all."""
-        for detail in sorted(details, key=lambda detail: detail["type"] != "extra_forbidden"):
+        """Unknown keys first, as one may be a slip for a missing key; then the deepest of a union's complaints."""
+        for detail in sorted(details, key=lambda each: (each["type"] != "extra_forbidden", -len(each["loc"]))):
             self._report(detail)
 
     def _report(self, detail: ErrorDetails) -> None:
@@ -227,15 +230,17 @@ class _Binding:
         if detail["type"] == "missing":
             self._report_missing(keys)
             return
-        found, depth = _deepest(self._value, keys)
-        if found.broken or found.place in self._told:
+        keys, found = _found(self._value, keys)
+        inside = any(told[: len(keys)] == tuple(keys) for told in self._told_keys) and keys
+        if inside or found.place in self._told or _any_broken(found):
             return
+        self._told_keys.append(tuple(keys))
         entry = _entry(self._value, keys)
         if detail["type"] == "extra_forbidden" and entry is not None:
             self._report_unknown(keys, entry)
             return
         secret = any(is_secret(str(key)) for key in keys)
-        name = ".".join(map(str, keys[:depth]))
+        name = ".".join(map(str, keys))
         self._tell(
             entry.place if entry is not None and "[key]" in detail["loc"] else found.place,
             _sentence(f"{name!r}" if name else self._what, found.data, detail, secret),
@@ -261,7 +266,7 @@ class _Binding:
         if found is None:
             if str(keys[-1]) in self._meant:
                 return
-            around, _ = _deepest(self._value, keys)
+            _, around = _found(self._value, keys)
             self._tell(around.place, f"{self._what} needs the key {'.'.join(map(str, keys))!r}{purpose}")
         elif not found.broken:
             self._tell(found.place, f"{str(keys[-1])!r} of {self._what} has no value{purpose}")

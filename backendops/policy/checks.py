@@ -15,7 +15,6 @@ from backendops.contracts.units import Duration, Forever, Keep
 from backendops.jobs.archive import Archive
 from backendops.jobs.expire import Expire
 from backendops.jobs.partition import Partition
-from backendops.jobs.redis_memory import RedisMemory
 
 # celery/states.py
 CELERY_STATES: Final = (
@@ -59,12 +58,6 @@ def _job_alone(name: str, job: Job) -> Iterator[Fault]:
             ("jobs", name, "batch_time" if "batch_time" in job.model_fields_set else "statement_timeout"),
             f"job {name!r}: batch_time ({Duration(job.batch_time)}) is longer than statement_timeout "
             f"({Duration(job.statement_timeout)}), so every batch would be cut off: aim well below it",
-        )
-    if isinstance(job, RedisMemory) and job.memory_warning > job.memory_critical:
-        yield Fault(
-            ("jobs", name, "memory_warning" if "memory_warning" in job.model_fields_set else "memory_critical"),
-            f"job {name!r}: memory_warning ({job.memory_warning:g}) is above memory_critical "
-            f"({job.memory_critical:g}): the warning comes first",
         )
     if isinstance(job, Expire):
         for state in job.keep_by_state:

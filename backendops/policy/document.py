@@ -12,7 +12,7 @@ import yaml
 
 from backendops.contracts.errors import Problem
 from backendops.policy.scalars import Plain, is_text, resolve
-from backendops.policy.syntax import in_words
+from backendops.policy.syntax import in_words, mark_of
 
 # The deepest key of a policy is five levels down; Python's own recursion limit is far above this.
 _DEEPEST: Final = 40
@@ -103,7 +103,7 @@ def read_document(path: Path, problems: Problems) -> Value | None:
     except _CannotReadOnError as stop:
         problems.add(stop.place, stop.message)
     except yaml.MarkedYAMLError as error:
-        problems.add(_place(error.problem_mark or error.context_mark), in_words(error))
+        problems.add(_place(mark_of(error)), in_words(error))
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         place = Place(before.count("\n") + 1, error.position - before.rfind("\n"))

@@ -10,7 +10,7 @@ from backendops.backends import BACKENDS
 from backendops.contracts.backend import Backend
 from backendops.contracts.job import Job
 from backendops.jobs import JOBS
-from backendops.policy.bind import closest, described, suggestion
+from backendops.policy.bind import closest, suggestion
 from backendops.policy.document import Problems, Value
 
 # Celery's own (celery/app/backends.py), and the databases that its `db+` URLs reach through SQLAlchemy.
@@ -71,11 +71,7 @@ def pair_up(
     if not items and not given.broken:
         problems.add(given.place, f"job {name!r}: the list of backends is empty: name one, or leave `backend` out")
     for item in items:
-        if item.broken:
-            continue
-        if not isinstance(item.data, str):
-            if given is not item:
-                problems.add(item.place, f"job {name!r}: a backend's name must be text, not {described(item.data)}")
+        if item.broken or not isinstance(item.data, str):
             continue
         backend = item.data
         if backend not in classes:

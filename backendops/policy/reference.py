@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -106,9 +106,7 @@ def _key(key: str, field: FieldInfo, indent: str, given: str | None) -> Iterator
     yield from _comment(field.description, indent)
     default = None if field.is_required() else field.get_default(call_default_factory=True)
     if isinstance(default, BaseModel):
-        yield f"{indent}{key}:"
-        for name, nested in type(default).model_fields.items():
-            yield from _key(nested.alias or name, nested, indent + "  ", None)
+        yield from _group(key, type(default).model_fields, indent)
         return
     if given is None and default is not None:
         size = any(part in get_args(ByteSize) for part in field.metadata)
@@ -116,6 +114,19 @@ def _key(key: str, field: FieldInfo, indent: str, given: str | None) -> Iterator
         return
     example = given or _example(key, field)
     yield f"{indent}{'' if field.is_required() else '# '}{key}: {example}".rstrip()
+
+
+def _group(key: str, fields: Mapping[str, FieldInfo], indent: str) -> Iterator[str]:
+    nested = {field.alias or name: field for name, field in fields.items()}
+    if any(field.get_default(call_default_factory=True) is not None for field in nested.values()):
+        yield f"{indent}{key}:"
+        for name, field in nested.items():
+            yield from _key(name, field, indent + "  ", None)
+        return
+    # Nothing in it has a default, and a key with only comments under it would be empty.
+    for name, field in nested.items():
+        yield from _comment(f"{name}: {field.description}", indent)
+    yield f"{indent}# {key}: {{{', '.join(f'{name}: {_example(name, field)}' for name, field in nested.items())}}}"
 
 
 def _example(key: str, field: FieldInfo) -> str:

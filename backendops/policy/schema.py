@@ -39,22 +39,30 @@ def policy_schema() -> dict[str, Any]:
         "type": "object",
         "minProperties": 1,
         "propertyNames": _NAME,
-        "properties": {kind: {"anyOf": [{"$ref": ref}, *_left_empty(kind)]} for kind, ref in kinds.items()},
-        "additionalProperties": {
-            "required": ["kind"],
-            "oneOf": [
-                {"allOf": [{"$ref": ref}, {"properties": {"kind": {"const": kind}}}]} for kind, ref in kinds.items()
-            ],
-        },
+        "properties": {kind: _job_named(kind, ref, kinds) for kind, ref in kinds.items()},
+        "additionalProperties": {"required": ["kind"], **_job_of_its_kind(kinds)},
     }
     top["required"] = ["version", "backends", "jobs"]
     return {"$schema": DIALECT, "title": "backendops policy", **_without_title(top), "$defs": defs}
 
 
-def _left_empty(kind: str) -> list[dict[str, str]]:
-    """`pool-health:` with nothing after it is the job with its defaults, where it needs no key."""
+def _job_of_its_kind(kinds: dict[str, str]) -> dict[str, Any]:
+    """An entry that says its `kind:`; if-then, so that an editor complains of the one kind that is meant."""
+    return {
+        "type": "object",
+        "properties": {"kind": {"enum": list(kinds)}},
+        "allOf": [
+            {"if": {"required": ["kind"], "properties": {"kind": {"const": kind}}}, "then": {"$ref": reference}}
+            for kind, reference in kinds.items()
+        ],
+    }
+
+
+def _job_named(kind: str, reference: str, kinds: dict[str, str]) -> dict[str, Any]:
+    """An entry whose name is its kind, unless it says another; empty, where no key is needed."""
+    entry = {"if": {"required": ["kind"]}, "then": _job_of_its_kind(kinds), "else": {"$ref": reference}}
     needs_a_key = any(field.is_required() for field in JOBS[kind].model_fields.values())
-    return [] if needs_a_key else [{"type": "null"}]
+    return entry if needs_a_key else {"if": {"type": "null"}, "else": entry}
 
 
 def _without_title(schema: dict[str, Any]) -> dict[str, Any]:
