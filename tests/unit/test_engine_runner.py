@@ -56,7 +56,7 @@ def test_a_run_to_its_end(bench: Bench) -> None:
     assert bench.heard.lines == ["started", "stepped 100", "stepped 100", "stepped 100", "ended completed"]
     assert bench.ledger.history() == [report]
     assert bench.ledger.running() == []
-    assert pair.backend.asked[1:] == ["unlocked", "closed"]  # type: ignore[attr-defined]  # a ToyBackend
+    assert pair.backend.asked[1:] == ["unlocked", "closed"]
 
 
 @pytest.mark.parametrize("last", range(1, 6))
@@ -76,7 +76,7 @@ def test_ended_at_every_step(bench: Bench, last: int, ending: Outcome) -> None:
             case Outcome.OUT_OF_TIME:
                 bench.clock.seconds += 3600
             case Outcome.LOST_LOCK:
-                pair.backend.behave["lock_held"] = False  # type: ignore[attr-defined]  # a ToyBackend
+                pair.backend.behave["lock_held"] = False
 
     job = ToyJob(steps=6, before=end_it)
     pair = toy_pair(job)
@@ -180,7 +180,7 @@ def test_max_rows(bench: Bench, max_rows: int, outcome: Outcome) -> None:
     report = bench.run(pair)
     assert report.outcome is outcome
     # The count behind the limit was made on a connection that cannot change anything.
-    limits = [asked for asked in pair.backend.asked if isinstance(asked, Limits)]  # type: ignore[attr-defined]  # a ToyBackend
+    limits = [asked for asked in pair.backend.asked if isinstance(asked, Limits)]
     assert [limit.read_only for limit in limits] == [False, True]
 
 
@@ -239,7 +239,7 @@ def test_an_overdue_stop_interrupts_the_statement_in_hand(bench: Bench) -> None:
     pair = toy_pair(ToyJob(before=stuck))
     report = bench.run(pair)
     assert (report.outcome, report.rows) == (Outcome.STOPPED, 200)
-    assert "interrupted" in pair.backend.asked  # type: ignore[attr-defined]  # a ToyBackend
+    assert "interrupted" in pair.backend.asked
 
 
 def test_a_listener_that_fails_harms_no_run(bench: Bench) -> None:
@@ -267,7 +267,7 @@ def test_a_ledger_that_fails_costs_history_and_nothing_else(bench: Bench, capsys
 def test_preview_is_read_only_and_raises_what_an_operator_can_read(bench: Bench) -> None:
     pair = toy_pair()
     assert bench.runner.preview(pair).rows == 500
-    assert pair.backend.asked[0].read_only  # type: ignore[attr-defined]  # a ToyBackend
+    assert pair.backend.asked[0].read_only
     with pytest.raises(BackendError, match="unexpected KeyError"):
         bench.runner.preview(behaving(open=KeyError("x")))
     assert bench.ledger.history() == []

@@ -48,7 +48,7 @@ def any_ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledge
 
 def report(run_id: int, outcome: Outcome = Outcome.COMPLETED, at: datetime = NOW, **more: object) -> RunReport:
     values: dict[str, object] = {"rows": 10, "seconds": 1.5, **more}
-    return RunReport(run_id, "toy", "place", Trigger.COMMAND, outcome, at, at + timedelta(seconds=2), **values)  # type: ignore[arg-type]  # a test's shorthand
+    return RunReport(run_id, "toy", "place", Trigger.COMMAND, outcome, at, at + timedelta(seconds=2), **values)
 
 
 def run(ledger: Ledger, outcome: Outcome = Outcome.COMPLETED, at: datetime = NOW, **more: object) -> RunReport:
