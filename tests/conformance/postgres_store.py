@@ -1,0 +1,68 @@
+"""A PostgreSQL result store of a test, seen from beside backendops."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg2
+from psycopg2 import extensions
+
+from backendops.backends.postgres import PostgresBackend
+from backendops.contracts.run import Limits, NoWatermarks
+
+# A test that waits longer for what another session does has failed.
+PATIENCE = timedelta(seconds=10)
+
+
+def connect(url: str, **options: Any) -> extensions.connection:
+    """A session of somebody else's, in autocommit."""
+    session = psycopg2.connect(url.removeprefix("db+"), **options)
+    session.autocommit = True
+    return session
+
+
+def sql(url: str, *statements: str) -> list[tuple[Any, ...]]:
+    """Run the statements, each by itself; the rows of the last."""
+    with closing(connect(url)) as session, session.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def in_transaction(url: str, statement: str, **options: Any) -> Iterator[extensions.connection]:
+    """A session that ran a statement in a transaction and then fell idle in it."""
+    with closing(psycopg2.connect(url.removeprefix("db+"), **options)) as session:
+        with session.cursor() as cursor:
+            cursor.execute(statement)
+        yield session
+        session.rollback()
+
+
+@contextmanager
+def opened(url: str, limits: Limits | None = None, **fields: Any) -> Iterator[PostgresBackend]:
+    """The backend, open for one run."""
+    with PostgresBackend(url=url, **fields).open(limits or Limits(), NoWatermarks()) as backend:
+        yield backend
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for something that another thread or the server does."""
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.005)
+
+
+def other_role(url: str, name: str, *grants: str) -> str:
+    """The URL of a role without any privilege but `grants`; made where it is not there."""
+    host = url.split("@", 1)[1]
+    if not sql(url, f"SELECT 1 FROM pg_roles WHERE rolname = '{name}'"):
+        sql(url, f"CREATE ROLE {name} LOGIN PASSWORD 'x'")
+    for grant in grants:
+        sql(url, grant)
+    return f"db+postgresql://{name}:x@{host}"
