@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import math
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -44,10 +45,14 @@ class Duration:
         if match is None:
             raise ValueError(f"{text!r} is not a duration: {_EXAMPLES}")
         amount, unit = float(match[1]), match[2].lower()
+        # In any unit, this is over a hundred years or a slip of the finger.
+        if amount > 10**12:
+            raise ValueError(f"{text!r} is longer than backendops can count")
         if unit in _MONTHS:
             if amount != int(amount):
                 raise ValueError(f"{text!r} is not a whole number of months")
-            duration = cls(months=int(amount) * _MONTHS[unit])
+            # More would not fit a timedelta below; it is refused there.
+            duration = cls(months=min(int(amount) * _MONTHS[unit], 12_000))
         elif unit in _SECONDS:
             try:
                 duration = cls(timedelta(seconds=amount * _SECONDS[unit]))
@@ -158,7 +163,10 @@ def _size(value: object) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip()) if isinstance(value, str) else None
     if match is None or match[2].lower() not in _BYTES:
         raise ValueError(f"{value!r} is not a size: write a number and a unit, such as 64KiB, 512MiB or 2GiB")
-    return int(float(match[1]) * _BYTES[match[2].lower()])
+    size = float(match[1]) * _BYTES[match[2].lower()]
+    if math.isinf(size):
+        raise ValueError(f"{value!r} is not a size that any machine has")
+    return int(size)
 
 
 ByteSize = Annotated[

@@ -49,7 +49,7 @@ YAML = {
     "no colon": (HEAD + "  pool-health: {}\n  §vacuum\n", "this line has no ': ' after its key"),
     "after a quote": (HEAD + "  pool-health:\n    schedule: 'every' §1m\n", "a value ends and another begins"),
     "block": (HEAD + "  pool-health:\n    schedule: |§every 1m\n", "a value that starts with | or > begins a block"),
-    "directive": (HEAD + "%§TAG\n", "this is not YAML"),
+    "directive": (HEAD + "%TAG§\n", "this is not YAML"),
     "bad indentation": (
         HEAD + "  pool-health:\n    schedule: every 1m\n   §backend: cache\n",
         "the indentation does not fit",
