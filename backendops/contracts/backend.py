@@ -38,7 +38,8 @@ class Lock(ABC):
 class Backend(BaseModel, ABC):
     """One result store as the policy describes it; `open` gives a connected copy for one run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    # An error never shows what was written: it may be a URL with its password.
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     kind: ClassVar[str]
     schemes: ClassVar[tuple[str, ...]]

@@ -24,7 +24,7 @@ class FixedPace(Pace):
     def size(self) -> int:
         return self._size
 
-    def measured(self, rows: int, seconds: float) -> None:  # noqa: ARG002 - the contract's own shape
+    def measured(self, rows: int, seconds: float) -> None:
         self.batches.append(rows)
 
     def timed_out(self) -> None:

@@ -66,9 +66,13 @@ def _parse_one(url: str) -> Address:
     scheme, separator, rest = url.strip().partition("://")
     if not separator or scheme not in SCHEMES:
         raise ValueError(f"a Redis URL starts with one of {', '.join(f'{known}://' for known in SCHEMES)}")
-    # As HTTP, so that urllib splits the login and the query whatever the scheme.
-    parts = urlparse(f"http://{rest}")
     try:
+        # As HTTP, so that urllib splits the login and the query whatever the scheme.
+        parts = urlparse(f"http://{rest}")
+    except ValueError:
+        raise ValueError("what stands between // and / is not a host: an IPv6 address is written [::1]") from None
+    try:
+        # Celery's default for sentinels too, although theirs is 26379.
         port = parts.port or DEFAULT_PORT
     except ValueError:
         raise ValueError("the port is not a number from 1 to 65535") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -21,16 +22,18 @@ CLIENT_NAME: Final = "backendops"
 T = TypeVar("T")
 
 
-def _without_touching(connection: AbstractConnection) -> None:
-    # What we read must not look used: that would change what an LRU policy evicts and how long a chord seems idle.
+def _introduce(connection: AbstractConnection) -> None:
     untyped: Any = connection
     untyped.on_connect()
-    untyped.send_command("CLIENT", "NO-TOUCH", "ON")
-    try:
-        untyped.read_response()
-    except redis.ResponseError:
-        # Redis before 7.2 has no such command, or the ACL forbids it: reading works all the same.
-        return
+    for command in (
+        ("CLIENT", "SETNAME", CLIENT_NAME),
+        # What we read must not look used: that would change what an LRU policy evicts and how long a chord seems idle.
+        ("CLIENT", "NO-TOUCH", "ON"),
+    ):
+        untyped.send_command(*command)
+        # Redis before 7.2 does not know NO-TOUCH, and an ACL may forbid either: all the rest works without.
+        with suppress(redis.ResponseError):
+            untyped.read_response()
 
 
 def connect(  # noqa: PLR0913 - Celery's own settings, each given by name
@@ -47,13 +50,12 @@ def connect(  # noqa: PLR0913 - Celery's own settings, each given by name
         "db": address.db,
         "username": address.username,
         "password": address.password,
-        "client_name": CLIENT_NAME,
         "socket_timeout": answer_timeout.total_seconds(),
         # One protocol on every server from 6.2 on; RESP3 would add push messages that nobody reads here.
         "protocol": 2,
         # The engine and the schedule decide about another try, not the driver.
         "retry": Retry(NoBackoff(), 0),
-        "redis_connect_func": _without_touching,
+        "redis_connect_func": _introduce,
     }
     if address.scheme == "redis+socket":
         return redis.Redis(unix_socket_path=address.socket, **options)

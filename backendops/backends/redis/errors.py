@@ -14,7 +14,7 @@ from backendops.contracts.errors import BackendBusy, BackendError, BackendRefuse
 # Every command backendops sends; the keys are the results' own and the lock's.
 ACL_COMMANDS: Final = (
     "+ping +info +time +select +client|setname +client|setinfo +client|list +client|no-touch +config|get "
-    "+scan +pttl +type +strlen +get +getrange +set +pexpire +object|idletime +memory|usage +exists +smembers "
+    "+scan +pttl +type +strlen +get +getrange +set +pexpire +object|idletime +memory|usage "
     "+eval +evalsha +script|load"
 )
 
@@ -23,7 +23,7 @@ def acl_line(username: str | None, prefix: str) -> str:
     """The ACL SETUSER line that allows all backendops does, and nothing else."""
     name = username or "default"
     keys = f"~{prefix}celery-task-meta-* ~{prefix}celery-taskset-meta-* ~{prefix}backendops:*"
-    return f"ACL SETUSER {name} {keys} %R~*_kombu.binding* {ACL_COMMANDS}"
+    return f"ACL SETUSER {name} {keys} {ACL_COMMANDS}"
 
 
 @contextmanager
@@ -106,8 +106,12 @@ _CLASSES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (driver.AskError, "ASK"),  # a MovedError is an AskError
 )
 
-# The same refusals told from inside a script, where the word stands in the middle of the text.
-_IN_SCRIPT: Final = re.compile(r"-?(OOM|READONLY|MISCONF|NOREPLICAS|LOADING|MASTERDOWN) |can't run this command")
+# The same refusals told from inside a script, where some servers put the word in the middle of the text.
+_IN_SCRIPT: Final = re.compile(r"-(OOM|READONLY|MISCONF|NOREPLICAS|LOADING|MASTERDOWN) ")
+_WHERE_IN_SCRIPT: Final = re.compile(r" script: (?:[0-9a-f]{40},)? ?on @.*")
+_FORBIDDEN_IN_SCRIPT: Final = re.compile(
+    "ACL failure in script|can't run this command|can't access at least one|NOPERM"
+)
 
 
 # What has no word of its own, by what its text says.
@@ -136,7 +140,7 @@ _TEXTS: Final[tuple[tuple[str, type[BackendError], str, str], ...]] = (
 def translate(error: Exception, address: str, acl: str) -> BackendError:
     """The BackendError for one error of redis-py or of a socket."""
     text = _plain(error)
-    if isinstance(error, driver.NoPermissionError) or _forbidden_in_script(text):
+    if isinstance(error, driver.NoPermissionError) or _FORBIDDEN_IN_SCRIPT.search(str(error)):
         return BackendRefused(f"{address} does not permit its user to do this: {text}", f"allow it: {acl}")
     if isinstance(error, driver.AuthenticationError | driver.AuthenticationWrongNumberOfArgsError) or _login(text):
         return _login_refused(address, text)
@@ -168,12 +172,9 @@ def _lost(error: Exception, address: str, text: str) -> BackendError:
 
 
 def _plain(error: Exception) -> str:
-    # A ConnectionError of redis-py carries the whole traceback text of the socket's error on its first line only.
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _forbidden_in_script(text: str) -> bool:
-    return "can't run this command" in text or "can't access at least one of the keys" in text or "NOPERM" in text
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # Servers add the script's hash and line to what went wrong inside it, which helps nobody.
+    return _WHERE_IN_SCRIPT.sub("", said).removeprefix("ACL failure in script: ")
 
 
 def _login(text: str) -> bool:
@@ -201,4 +202,4 @@ def _word(error: Exception, text: str) -> str:
     if first in _WORDS:
         return first
     inside = _IN_SCRIPT.search(text)
-    return inside[1] or "" if inside else ""
+    return inside[1] if inside else ""

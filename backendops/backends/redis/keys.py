@@ -17,10 +17,10 @@ CHORD_TYPES: Final = {
     b".c": frozenset({"string"}),
 }
 
-# kombu.transport.redis' own keys, after whatever global_keyprefix the broker has. Queue lists have free names:
-# they are found through the bindings.
+# kombu.transport.redis' own keys, after whatever global_keyprefix the broker has: it is put before them as it is.
+# Queue lists have free names: they are found through the bindings.
 _BROKER: Final = re.compile(
-    rb"(?:.*[:_.\-])?(?:_kombu\.binding.*|unacked|unacked_index|unacked_mutex|celeryev\..*|.*\.celery\.pidbox)",
+    rb".*_kombu\.binding.*|(?:.*[:_.\-])?(?:unacked|unacked_index|unacked_mutex|celeryev\..*|.*\.celery\.pidbox)",
     re.DOTALL,
 )
 _GLOB: Final = re.compile(r"([*?\[\]\\])")

@@ -6,12 +6,13 @@ import heapq
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import redis
+from redis.exceptions import NoPermissionError
 
 from backendops.backends.redis.keys import ResultKeys, is_broker_key
 from backendops.contracts.capabilities import MemoryReport
@@ -89,7 +90,7 @@ def report(client: redis.Redis, keys: ResultKeys, db: int, time_limit: timedelta
         result_keys=counts,
         result_bytes={kind: round(count * survey.mean_weight(kind)) for kind, count in counts.items()},
         result_keys_without_ttl=round(survey.without_ttl * scale),
-        broker_keys=max(survey.broker, _well_known(client)),
+        broker_keys=max(survey.broker, _existing(client, BROKER_NAMES)),
         sampled=part,
         biggest=tuple((name, size) for size, name in sorted(survey.biggest, reverse=True)),
         allocator=str(info.get("mem_allocator", "")),
@@ -162,16 +163,21 @@ def _queues(client: redis.Redis, bindings: set[bytes]) -> int:
     """How many queue lists there are, of the queues that the bindings name (kombu: routing key, pattern, queue)."""
     names: set[bytes] = set()
     for binding in bindings:
-        if client.type(binding) == b"set":
-            members: Any = client.smembers(binding)
-            names.update(member.rpartition(b"\x06\x16")[2] for member in members)
+        try:
+            members: Any = client.smembers(binding) if client.type(binding) == b"set" else ()
+        except NoPermissionError:
+            return 0  # a user of the results only: the bindings' own names, which SCAN gives, say enough
+        names.update(member.rpartition(b"\x06\x16")[2] for member in members)
     # kombu's priority steps 3, 6 and 9 are lists of their own.
     lists = [name + suffix for name in names if name for suffix in (b"", b"\x06\x163", b"\x06\x166", b"\x06\x169")]
-    return int(client.exists(*lists)) if lists else 0
+    return _existing(client, lists)
 
 
-def _well_known(client: redis.Redis) -> int:
-    return int(client.exists(*BROKER_NAMES))
+def _existing(client: redis.Redis, names: Sequence[str | bytes]) -> int:
+    try:
+        return int(client.exists(*names)) if names else 0
+    except NoPermissionError:
+        return 0
 
 
 def _last_save(client: redis.Redis, info: Mapping[str, Any]) -> datetime | None:

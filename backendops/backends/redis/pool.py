@@ -56,7 +56,7 @@ def _clients(fresh: redis.Redis, connected: int, notes: list[str]) -> list[Mappi
 
 
 def _states(clients: list[Mapping[str, str]], info: Mapping[str, Any]) -> dict[str, int]:
-    if clients:
+    if clients or not info:
         return dict(Counter(_state(client) for client in clients))
     blocked = int(info.get("blocked_clients", 0))
     return {"blocked": blocked, "other": int(info.get("connected_clients", 0)) - blocked}

@@ -1,0 +1,242 @@
+"""redis-memory: true figures from real servers, and the findings they lead to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import redis
+from kombu import Connection, Queue
+
+from backendops.contracts.capabilities import MemoryReport
+from backendops.contracts.run import Limits, Preview
+from backendops.jobs.redis_memory import RedisMemory
+from tests.conformance.redis_store import FixedPace, client_of, configured, everything, opened
+
+# Celery 5.7 calls SETEX in the way that redis-py 8 would rather not see.
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
+
+JOB = RedisMemory()
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of the server under test."""
+    with client_of(redis_url) as connected:
+        yield connected
+
+
+def report(url: str, seconds: float = 5, **policy: Any) -> MemoryReport:
+    with opened(url, limits=Limits(read_only=True), **policy) as backend:
+        return backend.report_memory(timedelta(seconds=seconds))
+
+
+def preview(url: str) -> Preview:
+    with opened(url, limits=Limits(read_only=True)) as backend:
+        return JOB.preview(backend, datetime.now(UTC))
+
+
+def codes(url: str) -> dict[str, str]:
+    return {finding.code: finding.severity.value for finding in preview(url).findings}
+
+
+def queue(url: str, name: str = "celery") -> None:
+    """A broker's queue with a waiting message, by kombu itself."""
+    with Connection(url) as connection:
+        channel = connection.channel()
+        bound = Queue(name, channel=channel, exchange=name, routing_key=name)
+        bound.declare()
+        connection.Producer(channel).publish({}, exchange=name, routing_key=name)
+
+
+def test_the_figures_are_the_servers_own(
+    redis_url: str, client: redis.Redis, celery_results: Callable[..., list[str]]
+) -> None:
+    celery_results(redis_url, 10, groups=2, result_expires=None)
+    celery_results(redis_url, 5, result_expires=3600)
+    for part, value in ((".s", "3"), (".t", "1")):
+        client.set(f"celery-taskset-meta-g{part}", value)
+    client.set("foreign", "x")
+
+    found = report(redis_url)
+
+    assert found.sampled == 1.0
+    assert found.result_keys == {"task": 21, "group": 2, "chord": 2}
+    assert found.result_keys_without_ttl == 20
+    assert (found.keys, found.keys_without_ttl) == (26, 21)
+    weighed = sum(cast(int, client.memory_usage(key)) for key in client.keys("celery-task-meta-*"))
+    assert found.result_bytes["task"] == weighed
+    assert found.biggest[0][1] == max(cast(int, client.memory_usage(key)) for key in client.keys("celery-*"))
+    info = cast(dict[str, Any], client.info("memory"))
+    assert abs(found.used - info["used_memory"]) < 1_000_000
+    assert found.peak >= found.used
+    assert found.total == info["total_system_memory"]
+    assert found.limit == 0
+    assert found.eviction_policy == "noeviction"
+    assert found.allocator == info["mem_allocator"]
+    assert found.rdb_last_save is None, "the test servers write no snapshots"
+
+
+def test_the_run_exports_what_the_report_says(redis_url: str, celery_results: Callable[..., list[str]]) -> None:
+    celery_results(redis_url, 10, result_expires=None)
+    with opened(redis_url) as backend:
+        (step,) = JOB.run(backend, datetime.now(UTC), FixedPace())
+
+    values = {(reading.metric.name, reading.labels): reading.value for reading in step.readings}
+    assert values["backendops_redis_result_keys", (("kind", "task"),)] == 10
+    assert values["backendops_redis_keys_without_ttl", ()] == 10
+    assert values["backendops_redis_memory_used_bytes", ()] > 500_000
+    assert values["backendops_redis_memory_limit_bytes", ()] == 0
+    assert values["backendops_findings", (("severity", "warning"),)] == 1
+    missing = {metric.name for metric in JOB.metrics} - {name for name, _ in values}
+    assert missing == {"backendops_redis_last_save_age_seconds"}, "there is no snapshot to tell the age of"
+    assert "10 result keys" in step.what
+
+
+def test_the_age_of_a_snapshot_is_told(redis_url: str, client: redis.Redis) -> None:
+    with configured(client, save="3600 1"):
+        client.set("a", "b")
+        client.save()
+        client.set("a", "c")
+        found = report(redis_url)
+        readings = {reading.metric.name: reading.value for reading in preview(redis_url).readings}
+
+    assert found.rdb_last_save is not None
+    assert abs(datetime.now(UTC) - found.rdb_last_save) < timedelta(seconds=10)
+    assert found.rdb_last_ok
+    assert found.rdb_changes == 1
+    assert readings["backendops_redis_last_save_age_seconds"] < 10
+
+
+def test_a_snapshot_that_fails_is_critical(redis_url: str, client: redis.Redis) -> None:
+    settings = cast(dict[str, str], client.config_get("d*"))
+    # In the way of the file: the server cannot rename its snapshot over a directory.
+    obstacle = Path(settings["dir"]) / settings["dbfilename"]
+    obstacle.unlink(missing_ok=True)
+    obstacle.mkdir()
+    try:
+        snapshot(client)
+        found = codes(redis_url)
+    finally:
+        obstacle.rmdir()
+        snapshot(client)
+        obstacle.unlink()
+    assert found["redis.snapshot-failed"] == "critical"
+    assert "redis.snapshot-failed" not in codes(redis_url)
+
+
+def snapshot(client: redis.Redis) -> None:
+    """BGSAVE, and wait until it has ended, well or not."""
+    client.bgsave()
+    deadline = time.monotonic() + 10
+    while cast(dict[str, Any], client.info("persistence"))["rdb_bgsave_in_progress"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_large_keyspace_is_sampled_within_its_time(redis_url: str, fill_celery_keys: Callable[..., None]) -> None:
+    fill_celery_keys(redis_url, 20_000, 0.25)
+
+    found = report(redis_url, seconds=0)
+
+    assert 0.01 < found.sampled < 0.5
+    # A thousand or so of the keys were seen: a quarter of them, within what chance allows.
+    assert abs(found.result_keys["task"] - 20_000) <= 20
+    assert 3_500 < found.result_keys_without_ttl < 6_500
+    whole = report(redis_url)
+    assert whole.sampled == 1.0
+    assert (whole.result_keys["task"], whole.result_keys_without_ttl) == (20_000, 5_000)
+    assert found.result_bytes["task"] == pytest.approx(whole.result_bytes["task"], rel=0.02)
+
+
+def test_looking_changes_nothing(redis_url: str, client: redis.Redis, celery_results: Callable[..., Any]) -> None:
+    celery_results(redis_url, 10, groups=1, result_expires=None)
+    queue(redis_url)
+    before = everything(client)
+
+    preview(redis_url)
+
+    assert everything(client) == before
+
+
+def test_a_broker_in_the_same_database_is_seen(redis_url: str, client: redis.Redis) -> None:
+    assert report(redis_url).broker_keys == 0
+    queue(redis_url, "reports")
+    client.set("celery-task-meta-1", "x")
+
+    found = report(redis_url)
+
+    names = cast(list[bytes], client.keys("*reports*"))
+    assert {b"reports", b"_kombu.binding.reports"} <= set(names)
+    assert found.broker_keys == len(names)
+    assert found.result_keys["task"] == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "limited", "broker", "expected"),
+    [
+        ("allkeys-lru", True, True, {"redis.eviction-can-hit-broker": "critical"}),
+        ("allkeys-lru", False, True, {"redis.eviction-can-hit-broker": "warning", "redis.no-memory-limit": "info"}),
+        ("allkeys-lfu", True, False, {"redis.eviction-can-drop-results": "warning"}),
+        ("volatile-ttl", True, True, {}),
+        ("noeviction", True, True, {}),
+    ],
+)
+def test_eviction_is_judged_by_what_lives_in_the_database(
+    redis_url: str,
+    client: redis.Redis,
+    celery_results: Callable[..., Any],
+    policy: str,
+    limited: bool,
+    broker: bool,
+    expected: dict[str, str],
+) -> None:
+    celery_results(redis_url, 3, result_expires=3600)
+    if broker:
+        queue(redis_url)
+    with configured(client, maxmemory_policy=policy, maxmemory=100_000_000 if limited else 0):
+        assert codes(redis_url) == expected
+
+
+@pytest.mark.parametrize("policy", ["noeviction", "volatile-lru"])
+@pytest.mark.parametrize(("part", "severity"), [(0.85, "warning"), (0.97, "critical")])
+def test_near_the_limit_results_without_an_expiry_stop_every_write(
+    redis_url: str, client: redis.Redis, celery_results: Callable[..., Any], policy: str, part: float, severity: str
+) -> None:
+    celery_results(redis_url, 3, result_expires=None)
+    # So much that what the connections take does not count.
+    client.set("foreign", b"x" * 20_000_000)
+    used = cast(dict[str, Any], client.info("memory"))["used_memory"]
+    with configured(client, maxmemory_policy=policy, maxmemory=int(used / part)):
+        found = codes(redis_url)
+    assert found == {
+        "redis.memory-near-limit": severity,
+        "redis.writes-will-fail": severity,
+        "redis.results-without-ttl": "warning",
+    }
+
+
+def test_keys_that_were_evicted_are_told(redis_url: str, client: redis.Redis) -> None:
+    for number in range(200):
+        client.set(f"old:{number}", b"x" * 10_000, ex=5000)
+    used = cast(dict[str, Any], client.info("memory"))["used_memory"]
+    with configured(client, maxmemory_policy="volatile-ttl", maxmemory=used - 500_000):
+        client.set("one more", "x")
+        found = preview(redis_url)
+
+    (evicted,) = (finding for finding in found.findings if finding.code == "redis.keys-evicted")
+    assert evicted.severity.value == "warning"
+    assert evicted.sentence.split()[0].isdigit()
+
+
+def test_settings_that_may_not_be_read_are_done_without(redis_url: str, client: redis.Redis) -> None:
+    client.acl_setuser("reader", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-config"])
+    try:
+        with opened(redis_url.replace("://", "://reader:x@")) as backend:
+            assert backend.report_memory(timedelta(seconds=1)).rdb_last_save is None
+    finally:
+        client.acl_deluser("reader")
