@@ -62,16 +62,16 @@ def translated(error: BaseException | None, where: str, lost: bool = False) -> B
     """The error in an operator's words, with the way out."""
     code = getattr(error, "pgcode", None)
     said = _first_line(error)
+    if lost or (code is not None and (code.startswith("08") or code in _LOST)):
+        return BackendUnreachable(f"the connection to {where} broke: {said}", "the next run goes on where this ended")
     if code is None:
-        if _LOGIN_REFUSED.search(str(error)) and not lost:
+        if _LOGIN_REFUSED.search(str(error)):
             return BackendRefused(
                 f"{where} refused to log in: {said}", "check user, password, database name and TLS settings of the URL"
             )
         return BackendUnreachable(
             f"{where} does not answer: {said}", "is the server running, and reachable from this host?"
         )
-    if lost or code.startswith("08") or code in _LOST:
-        return BackendUnreachable(f"the connection to {where} broke: {said}", "the next run goes on where this ended")
     if code in _BUSY:
         return BackendBusy(f"{_BUSY[code]} ({said})", "try again later; nothing of this step was changed")
     return _refused(code, said) or BackendError(f"the server reported {code}: {said}")

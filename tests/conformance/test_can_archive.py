@@ -1,0 +1,463 @@
+"""CanArchive: every due result is moved, none is lost, none is in both places, at every place where a run can stop."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import psycopg2
+import pytest
+
+from backendops.contracts.capabilities import ArchivePlan, CanArchive
+from backendops.contracts.errors import BackendBusy, BackendRefused, BackendUnreachable
+from backendops.contracts.retention import Retention
+from backendops.contracts.run import Limits
+from backendops.engine.pacing import TimedPace
+from tests.celery_rows import celery_results, ensure_tables, fill_celery_table
+from tests.conformance.stores import ARCHIVE, GROUP_ARCHIVE, GROUPS, LIVE, FixedPace, TableStore, drive
+
+CAPABILITY = CanArchive
+
+PLAN = ArchivePlan()
+WEEK = timedelta(days=7)
+
+
+def older_than(age: timedelta = WEEK) -> Retention:
+    return Retention(datetime.now(UTC) - age)
+
+
+def test_every_stop_leaves_every_result_in_one_place(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 260, started=7, groups=40)
+    celery_results(tables.url, 10, started=2, groups=2)
+    every, groups, young, before = tables.ids(), tables.ids(GROUPS), tables.young(), tables.checksum(LIVE)
+    moved, stop_after = 0, 1
+    while tables.ids() != young:
+        with tables.opened() as backend:
+            moved += sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(20)), stop_after))
+        assert sorted(tables.ids() + tables.ids(ARCHIVE)) == every
+        assert sorted(tables.ids(GROUPS) + tables.ids(GROUP_ARCHIVE)) == groups
+        assert not set(tables.ids()) & set(tables.ids(ARCHIVE))
+        assert tables.checksum(LIVE, ARCHIVE) == before
+        assert moved == len(tables.ids(ARCHIVE)) + len(tables.ids(GROUP_ARCHIVE))
+        stop_after += 1
+        assert stop_after < 50, "the runs make no progress"
+    with tables.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(20)))
+    assert len(tables.ids(GROUP_ARCHIVE)) == 20
+    assert tables.ids() == young
+
+
+def test_a_second_run_has_nothing_to_do(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 50)
+    for expected in (25, 0):
+        with tables.opened() as backend:
+            assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(10)))) == expected
+
+
+def test_a_task_that_ran_again_under_its_id_is_archived_again(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 20)
+    with tables.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(100)))
+    for row in tables.execute(f"SELECT task_id FROM {ARCHIVE}"):
+        tables.execute(
+            f"UPDATE {LIVE} SET task_id = :id WHERE id = (SELECT max(id) FROM {LIVE} WHERE length(task_id) > 31 "
+            f"AND task_id NOT IN (SELECT task_id FROM {ARCHIVE}))",
+            id=row.task_id,
+        )
+    with tables.opened() as backend:
+        drive(backend.archive(Retention(datetime.now(UTC) + timedelta(days=1)), PLAN, FixedPace(3)))
+    assert tables.ids() == []
+    assert {row[0] for row in tables.execute(f"SELECT count(*) FROM {ARCHIVE} GROUP BY task_id")} == {2}
+
+
+def test_a_preview_says_what_would_be_moved_and_changes_nothing(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 100, started=3, groups=10)
+    before = tables.checksum(LIVE)
+    with tables.previewing() as backend:
+        preview = backend.preview_archive(older_than(), PLAN)
+    assert preview.rows == 50 + 5
+    assert preview.cutoff is not None
+    assert preview.oldest is not None
+    assert timedelta(days=26) < datetime.now(UTC) - preview.oldest < timedelta(days=28)
+    assert any("celery_taskmeta_archive" in statement for statement in preview.statements)
+    assert tables.checksum(LIVE) == before
+    assert not tables.has_table(ARCHIVE)
+
+
+def test_without_an_index_on_date_done(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 200, started=5)
+    tables.execute("DROP INDEX ix_celery_taskmeta_date_done")
+    every, young, before = tables.ids(), tables.young(), tables.checksum(LIVE)
+    with tables.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(30)))
+    assert tables.ids() == young
+    assert sorted(tables.ids() + tables.ids(ARCHIVE)) == every
+    assert tables.checksum(LIVE, ARCHIVE) == before
+
+
+def test_columns_that_a_celery_upgrade_adds_are_added_to_the_archive(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 20)
+    tables.execute(f"ALTER TABLE {LIVE} DROP COLUMN stamps")
+    with tables.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(100)))
+    tables.execute(f"ALTER TABLE {LIVE} ADD COLUMN stamps {'bytea' if tables.is_postgres else 'BLOB'}")
+    fill_celery_table(tables.url, 20)
+    tables.execute(f"UPDATE {LIVE} SET stamps = kwargs")
+    with tables.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(100)))
+    assert tables.execute(f"SELECT count(*), count(stamps) FROM {ARCHIVE}") == [(20, 10)]
+
+
+def test_a_table_that_is_no_archive_is_refused_before_the_first_row(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 20)
+    tables.execute(f"CREATE TABLE {ARCHIVE} (something int)")
+    with tables.opened() as backend, pytest.raises(BackendRefused) as refusal:
+        drive(backend.archive(older_than(), PLAN, FixedPace(100)))
+    assert ARCHIVE in str(refusal.value)
+    assert refusal.value.hint
+    assert len(tables.ids()) == 20
+
+
+def test_a_missing_table_is_nothing_to_do_and_is_said(tables: TableStore) -> None:
+    ensure_tables(tables.url)
+    with tables.opened(tables={"task": "celery_taskmeat"}) as backend:
+        steps = drive(backend.archive(older_than(), PLAN, FixedPace(100)))
+    said = " ".join(finding.sentence + finding.fix for step in steps for finding in step.findings)
+    assert "celery_taskmeat" in said
+    assert "celery_taskmeta" in said.replace("celery_taskmeat", "")
+
+
+# What only PostgreSQL has.
+
+
+HOSTILE = (
+    'we"ird',
+    "with space",
+    "Größe☃",
+    "per%cent%s",
+    "a:b::c:d",
+    "back\\slash:x",
+    "x" * 63,
+    "{brace}",
+    "drop;--",
+    "'",
+)
+
+
+def test_hostile_names(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20)
+    postgres.execute('CREATE SCHEMA "sche ma:"')
+    for name in HOSTILE:
+        quoted = name.replace('"', '""').replace(":", r"\:")
+        postgres.execute(f'CREATE TABLE "sche ma\\:"."{quoted}" (LIKE {LIVE} INCLUDING ALL)')
+        postgres.execute(f'INSERT INTO "sche ma\\:"."{quoted}" SELECT * FROM {LIVE}')
+        keys = {"tables": {"task": name, "group": "none"}, "schemas": {"task": "sche ma:"}}
+        with postgres.previewing(**keys) as backend:
+            assert backend.preview_archive(older_than(), PLAN).rows == 10
+        with postgres.opened(**keys) as backend, backend.lock() as lock:
+            assert lock.still_held()
+            assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) == 10
+        assert postgres.execute(f'SELECT count(*) FROM "sche ma\\:"."{quoted}"') == [(10,)]
+    archives = postgres.execute(
+        "SELECT count(*) FROM pg_class WHERE relkind = 'p' AND relnamespace = '\"sche ma\\:\"'\\:\\:regnamespace"
+    )
+    assert archives == [(len(HOSTILE),)]
+
+
+def test_the_archive_may_be_in_another_schema_and_have_another_name(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20, groups=4)
+    postgres.execute("CREATE SCHEMA history")
+    plan = ArchivePlan("old_{table}", "history", "day")
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), plan, FixedPace(100)))
+    assert postgres.execute("SELECT count(*) FROM history.old_celery_taskmeta") == [(10,)]
+    assert postgres.execute("SELECT count(*) FROM history.old_celery_tasksetmeta") == [(2,)]
+    names = [row[0] for row in postgres.execute("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r'")]
+    assert all(name.startswith("old_celery_task") for name in names)
+    assert len(names) == 10 + 2
+
+
+def test_one_name_for_two_archives_is_refused(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20, groups=4)
+    with postgres.opened() as backend, pytest.raises(BackendRefused, match="one archive for the task and the group"):
+        drive(backend.archive(older_than(), ArchivePlan("results_archive"), FixedPace(100)))
+    assert len(postgres.ids()) == 20
+
+
+def test_done_at_and_partitions_follow_the_backends_zone(postgres: TableStore) -> None:
+    ensure_tables(postgres.url)
+    zone = ZoneInfo("America/New_York")
+    # The last and the first moment of months in New York, one of them in winter and one in summer time.
+    for number, written in enumerate(
+        ("2025-02-28 23:59:59.999999", "2025-03-01 00:00:00", "2025-06-30 23:59:59", "2025-07-01")
+    ):
+        postgres.execute(
+            f"INSERT INTO {LIVE} (id, task_id, date_done) VALUES (:id, :task, CAST(:done AS timestamp))",
+            id=number,
+            task=str(number),
+            done=written,
+        )
+    with postgres.opened(date_done_timezone="America/New_York") as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(2)))
+    rows = postgres.execute(f"SELECT tableoid\\:\\:regclass\\:\\:text, done_at, date_done FROM {ARCHIVE} ORDER BY id")
+    assert [row[0].removeprefix(f"{ARCHIVE}_p") for row in rows] == ["2025_02", "2025_03", "2025_06", "2025_07"]
+    assert all(row.done_at == row.date_done.replace(tzinfo=zone) for row in rows)
+
+
+def test_the_cutoff_is_in_the_backends_zone(postgres: TableStore) -> None:
+    ensure_tables(postgres.url)
+    now = datetime.now(ZoneInfo("America/New_York"))
+    for number, hours in enumerate((1, 3)):
+        postgres.execute(
+            f"INSERT INTO {LIVE} (id, task_id, date_done) VALUES (:id, :task, :done)",
+            id=number,
+            task=str(number),
+            done=(now - timedelta(hours=hours)).replace(tzinfo=None),
+        )
+    with postgres.opened(date_done_timezone="America/New_York") as backend:
+        drive(backend.archive(older_than(timedelta(hours=2)), PLAN, FixedPace(10)))
+    assert postgres.ids() == [0]
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_many_rows_of_one_moment(postgres: TableStore, indexed: bool) -> None:
+    fill_celery_table(postgres.url, 300)
+    postgres.execute(f"UPDATE {LIVE} SET date_done = '2026-01-15 12:00' WHERE id BETWEEN 20 AND 140")
+    if not indexed:
+        postgres.execute("DROP INDEX ix_celery_taskmeta_date_done")
+    every, young = postgres.ids(), postgres.young()
+    with postgres.opened() as backend:
+        steps = drive(backend.archive(older_than(), PLAN, FixedPace(20)))
+    assert max(step.rows for step in steps) <= 20
+    assert postgres.ids() == young
+    assert sorted(postgres.ids() + postgres.ids(ARCHIVE)) == every
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_locked_rows_are_left_and_said_and_taken_by_the_next_run(postgres: TableStore, indexed: bool) -> None:
+    fill_celery_table(postgres.url, 200)
+    if not indexed:
+        postgres.execute("DROP INDEX ix_celery_taskmeta_date_done")
+    locked = [3, 4, 60]
+    holder = psycopg2.connect(postgres.url.removeprefix("db+"))
+    try:
+        with holder.cursor() as cursor:
+            cursor.execute(f"SELECT id FROM {LIVE} WHERE id IN (3, 4, 60) FOR UPDATE")
+        with postgres.opened() as backend:
+            steps = drive(backend.archive(older_than(), PLAN, FixedPace(30)))
+    finally:
+        holder.close()
+    assert sum(step.rows for step in steps) == 97
+    assert [row for row in postgres.ids() if row <= 100] == locked
+    assert any("2 that other sessions hold are left" in step.what for step in steps)
+    assert [reading.value for reading in steps[-1].readings if reading.metric.name.endswith("due")] == [3]
+    with postgres.opened() as backend:
+        assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(30)))) == 3
+
+
+def test_a_writer_at_the_same_time_loses_nothing(postgres: TableStore) -> None:
+    """Every old row is written again while its neighbours are moved; what is fresh again stays."""
+    fill_celery_table(postgres.url, 2000, due=1)
+    ended, touched, failures = threading.Event(), set(), []
+
+    def write() -> None:
+        connection = psycopg2.connect(postgres.url.removeprefix("db+"))
+        try:
+            number = 2000
+            while not ended.is_set() and number > 0:
+                with connection, connection.cursor() as cursor:
+                    cursor.execute(
+                        f"UPDATE {LIVE} SET date_done = now() at time zone 'UTC', result = 'again' "
+                        "WHERE id = ANY (%s) RETURNING id",
+                        ([number, number - 7],),
+                    )
+                    touched.update(row[0] for row in cursor.fetchall())
+                number -= 3
+        except psycopg2.Error as error:
+            failures.append(error)
+        finally:
+            connection.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with postgres.opened() as backend:
+            drive(backend.archive(older_than(), PLAN, FixedPace(25)))
+    finally:
+        ended.set()
+        writer.join()
+    assert not failures
+    assert sorted(postgres.ids() + postgres.ids(ARCHIVE)) == list(range(1, 2001))
+    assert set(postgres.ids()) == touched
+    assert postgres.execute(f"SELECT count(*) FROM {ARCHIVE} WHERE result = 'again'") == [(0,)]
+
+
+def test_types_that_do_not_fit_are_refused_with_the_fix(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20)
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)), stop_after=1)
+    postgres.execute(f"ALTER TABLE {LIVE} ALTER COLUMN id TYPE bigint")
+    with postgres.opened() as backend, pytest.raises(BackendRefused) as refusal:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)))
+    assert "column id is bigint" in str(refusal.value)
+    assert "integer" in str(refusal.value)
+    postgres.execute(refusal.value.hint)
+    with postgres.opened() as backend:
+        assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) == 10
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (f"CREATE UNIQUE INDEX one_of_a_kind ON {ARCHIVE} (task_id, done_at)", "unique index"),
+        (f"ALTER TABLE {ARCHIVE} ADD COLUMN batch int NOT NULL", "wants a value for batch"),
+        (f"ALTER TABLE {ARCHIVE} ALTER COLUMN status SET NOT NULL", "status may be empty"),
+        (f"ALTER TABLE {LIVE} ADD COLUMN done_at int", "done_at of its own"),
+    ],
+)
+def test_an_archive_that_could_jam_is_refused(postgres: TableStore, spoil: str, words: str) -> None:
+    fill_celery_table(postgres.url, 20)
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)), stop_after=1)
+    postgres.execute(spoil)
+    with postgres.opened() as backend, pytest.raises(BackendRefused, match=words) as refusal:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)))
+    assert refusal.value.hint
+    assert len(postgres.ids()) == 20
+
+
+def test_the_end_of_the_session_in_mid_run_loses_nothing(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 400)
+    every, before = postgres.ids(), postgres.checksum(LIVE)
+    with postgres.opened() as backend, pytest.raises(BackendUnreachable) as broken:
+        for number, _ in enumerate(backend.archive(older_than(), PLAN, FixedPace(20))):
+            if number == 4:
+                postgres.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                    "WHERE application_name = 'backendops' AND datname = current_database()"
+                )
+    assert "broke" in str(broken.value)
+    assert sorted(postgres.ids() + postgres.ids(ARCHIVE)) == every
+    assert len(postgres.ids(ARCHIVE)) == 80
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(100)))
+    assert len(postgres.ids(ARCHIVE)) == 200
+    assert postgres.checksum(LIVE, ARCHIVE) == before
+
+
+SLOW = f"""
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.02); RETURN OLD; END';
+CREATE TRIGGER slow BEFORE DELETE ON {LIVE} FOR EACH ROW EXECUTE FUNCTION slow();
+"""
+
+
+def test_a_batch_that_times_out_is_taken_again_smaller(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 60)
+    for statement in SLOW.strip().split(";\n"):
+        postgres.execute(statement.replace(":", r"\:"))
+    pace = TimedPace(first=40, aim=timedelta(milliseconds=250))
+    with postgres.opened(Limits(statement_timeout=timedelta(milliseconds=500))) as backend:
+        assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, pace))) == 30
+    assert len(postgres.ids()) == 30
+
+
+def test_a_batch_that_times_out_three_times_ends_the_run(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 60)
+    for statement in SLOW.replace("0.02", "5").strip().split(";\n"):
+        postgres.execute(statement.replace(":", r"\:"))
+    with postgres.opened(Limits(statement_timeout=timedelta(milliseconds=100))) as backend, pytest.raises(BackendBusy):
+        drive(backend.archive(older_than(), PLAN, TimedPace(first=10)))
+    assert len(postgres.ids()) == 60
+
+
+def test_interrupt_ends_the_statement_in_hand(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 60)
+    for statement in SLOW.replace("0.02", "30").strip().split(";\n"):
+        postgres.execute(statement.replace(":", r"\:"))
+    began = datetime.now(UTC)
+    with postgres.opened() as backend:
+        clock = threading.Timer(0.3, backend.interrupt)
+        clock.start()
+        with pytest.raises(BackendBusy):
+            drive(backend.archive(older_than(), PLAN, TimedPace(first=10)))
+        clock.join()
+    assert datetime.now(UTC) - began < timedelta(seconds=5)
+    assert len(postgres.ids()) == 60
+
+
+def test_a_live_table_that_is_partitioned_itself(postgres: TableStore) -> None:
+    """The layout an operator may have chosen: by date_done, unfinished rows in the DEFAULT partition."""
+    fill_celery_table(postgres.url, 200, started=6)
+    every, young, before = postgres.ids(), postgres.young(), postgres.checksum(LIVE)
+    for statement in (
+        f"ALTER TABLE {LIVE} RENAME TO {LIVE}_p_default",
+        "ALTER INDEX ix_celery_taskmeta_date_done RENAME TO ix_default",
+        f"CREATE TABLE {LIVE} (LIKE {LIVE}_p_default INCLUDING DEFAULTS) PARTITION BY RANGE (date_done)",
+        f"CREATE INDEX ix_celery_taskmeta_date_done ON {LIVE} (date_done)",
+        f"CREATE INDEX ON {LIVE} (id)",
+        f"ALTER TABLE {LIVE} ATTACH PARTITION {LIVE}_p_default DEFAULT",
+    ):
+        postgres.execute(statement)
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(30)))
+    assert postgres.ids() == young
+    assert sorted(postgres.ids() + postgres.ids(ARCHIVE)) == every
+    assert postgres.checksum(LIVE, ARCHIVE) == before
+
+
+def test_a_missing_privilege_names_the_grant(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20)
+    role = f"reader_{postgres.url.rsplit('/', 1)[-1]}"
+    postgres.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+    try:
+        postgres.execute(f"GRANT SELECT ON {LIVE}, {GROUPS} TO {role}")
+        least = TableStore(postgres.kind, _as_role(postgres.url, role))
+        with least.opened() as backend, pytest.raises(BackendRefused) as refusal:
+            drive(backend.archive(older_than(), PLAN, FixedPace(4)))
+        assert f'GRANT SELECT, UPDATE, DELETE ON "public"."{LIVE}" TO "{role}"' in refusal.value.hint
+        assert "secret" not in str(refusal.value) + refusal.value.hint
+        postgres.execute(f"GRANT SELECT, UPDATE, DELETE ON {LIVE}, {GROUPS} TO {role}")
+        with least.opened() as backend, pytest.raises(BackendRefused) as refusal:
+            drive(backend.archive(older_than(), PLAN, FixedPace(4)))
+        assert "CREATE ON SCHEMA" in refusal.value.hint
+        postgres.execute(f"GRANT CREATE ON SCHEMA public TO {role}")
+        with least.opened() as backend:
+            assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) == 10
+    finally:
+        postgres.execute(f"DROP OWNED BY {role}")
+        postgres.execute(f"DROP ROLE {role}")
+
+
+def _as_role(url: str, role: str) -> str:
+    scheme, rest = url.split("://", 1)
+    return f"{scheme}://{role}:secret@{rest.rsplit('@', 1)[-1]}"
+
+
+def test_a_partition_made_meanwhile_by_another_process_is_used(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20)
+    with postgres.opened() as first, postgres.opened() as second:
+        steps = first.archive(older_than(), PLAN, FixedPace(4))
+        next(steps)
+        drive(second.archive(older_than(timedelta(days=15)), PLAN, FixedPace(4)))
+        drive(steps)
+    assert len(postgres.ids(ARCHIVE)) == 10
+
+
+def test_changing_the_length_of_partitions_fits_new_ones_between_the_old(postgres: TableStore) -> None:
+    ensure_tables(postgres.url)
+    for every, done in (("month", "2026-03-10"), ("week", "2026-04-01"), ("day", "2026-04-02"), ("day", "2026-04-09")):
+        postgres.execute(
+            f"INSERT INTO {LIVE} (id, task_id, date_done) "
+            f"VALUES (nextval('task_id_sequence'), '{every}{done}', '{done}')"
+        )
+        with postgres.opened() as backend:
+            drive(backend.archive(older_than(), ArchivePlan(every=every), FixedPace(4)))  # type: ignore[arg-type]
+    rows = postgres.execute(
+        "SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relispartition AND relkind = 'r' ORDER BY relname"
+    )
+    assert [row[0].replace(" 00:00:00+00", "") for row in rows] == [
+        "FOR VALUES FROM ('2026-03-01') TO ('2026-04-01')",
+        "FOR VALUES FROM ('2026-04-09') TO ('2026-04-10')",
+        "FOR VALUES FROM ('2026-04-01') TO ('2026-04-06')",
+    ]

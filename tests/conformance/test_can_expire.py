@@ -1,0 +1,181 @@
+"""CanExpire on backends with tables: what is past keeping is removed, and nothing else ever is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import psycopg2
+import pytest
+
+from backendops.contracts.capabilities import CanExpire
+from backendops.contracts.errors import BackendError
+from backendops.contracts.retention import Retention, Rule
+from backendops.contracts.run import Limits
+from tests.celery_rows import celery_results, fill_celery_table
+from tests.conformance.stores import GROUPS, LIVE, FixedPace, TableStore, drive
+
+CAPABILITY = CanExpire
+
+DAY = timedelta(days=1)
+
+
+def keep(days: float, *rules: Rule) -> Retention:
+    return Retention(datetime.now(UTC) - days * DAY, rules)
+
+
+def ago(days: float) -> datetime:
+    return datetime.now(UTC) - days * DAY
+
+
+def test_only_what_is_due_is_removed_wherever_a_run_stops(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 200, started=5, groups=20)
+    celery_results(tables.url, 10, started=2)
+    young, removed, stop_after = tables.young(), 0, 1
+    every = len(tables.ids()) + len(tables.ids(GROUPS))
+    while tables.ids() != young or len(tables.ids(GROUPS)) > 10:
+        with tables.opened() as backend:
+            removed += sum(step.rows for step in drive(backend.expire(keep(7), FixedPace(20)), stop_after))
+        assert set(young) <= set(tables.ids())
+        assert removed == every - len(tables.ids()) - len(tables.ids(GROUPS))
+        stop_after += 1
+        assert stop_after < 50, "the runs make no progress"
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_states_are_kept_for_their_own_time(tables: TableStore, indexed: bool) -> None:
+    fill_celery_table(tables.url, 400, failures=0.5, due=1, older_than=timedelta(0), spread=timedelta(days=40))
+    if not indexed:
+        tables.execute("DROP INDEX ix_celery_taskmeta_date_done")
+    with tables.opened() as backend:
+        drive(backend.expire(keep(10, Rule(ago(20), state="FAILURE")), FixedPace(30)))
+    # Ten rows a day over the forty days up to a minute ago, oldest first; the first half of each hundred are failures.
+    left = dict(tables.execute(f"SELECT status, count(*) FROM {LIVE} GROUP BY status"))
+    oldest = tables.execute(f"SELECT status, min(id) FROM {LIVE} GROUP BY status ORDER BY status")
+    assert left == {"FAILURE": 99, "SUCCESS": 50}
+    assert oldest == [("FAILURE", 202), ("SUCCESS", 351)]
+
+
+def test_what_is_kept_for_ever_stays(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 100, failures=0.5)
+    with tables.opened() as backend:
+        drive(backend.expire(Retention(None, (Rule(ago(7), state="FAILURE"),)), FixedPace(30)))
+    assert tables.execute(f"SELECT count(*) FROM {LIVE}") == [(50,)]
+    with tables.opened() as backend:
+        assert sum(step.rows for step in drive(backend.expire(Retention(None), FixedPace(30)))) == 0
+
+
+MAIL_STAYS = (
+    Rule(None, task="mail.*"),
+    Rule(None, task="?ail.send"),
+    Rule(None, task="[l-n]ail.s*d"),
+    Rule(None, task="[!a-l]ail.send"),
+    Rule(None, task="mail.send", queue="cel*", state="SUCCESS"),
+)
+NOTHING_STAYS = (
+    Rule(None, task="MAIL.*"),
+    Rule(None, task="mail"),
+    Rule(None, task="mail*[!d]"),
+    Rule(None, task="mail.send\n"),
+    Rule(None, task="mail%send"),
+    Rule(None, task="mail_send"),
+    Rule(None, task="(mail|reports).*"),
+    Rule(None, task="mail.send", queue="other"),
+    Rule(None, queue="%"),
+    Rule(None, state="success"),
+)
+
+
+def test_rules_by_task_and_queue(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 40, due=1, failures=0)
+    with tables.previewing() as backend:
+        counted = {rule: backend.preview_expire(keep(7, rule)).rows for rule in (*MAIL_STAYS, *NOTHING_STAYS)}
+    assert counted == {rule: 20 if rule in MAIL_STAYS else 40 for rule in counted}
+    with tables.opened() as backend:
+        drive(backend.expire(keep(7, MAIL_STAYS[0]), FixedPace(30)))
+    assert tables.execute(f"SELECT name, count(*) FROM {LIVE} GROUP BY name") == [("mail.send", 20)]
+
+
+def test_the_first_rule_that_matches_decides(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 40, due=1, failures=0.5)
+    rules = (Rule(ago(7), state="FAILURE", task="mail.*"), Rule(None, task="mail.*"))
+    with tables.opened() as backend:
+        drive(backend.expire(Retention(None, rules), FixedPace(30)))
+    left = tables.execute(f"SELECT name, status, count(*) FROM {LIVE} GROUP BY name, status ORDER BY name, status")
+    # Forty rows are failures all of them; every second one is a mail.
+    assert left == [("reports.build", "FAILURE", 20)]
+
+
+def test_a_preview_counts_and_changes_nothing(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 100, failures=0.5, started=4, groups=10)
+    before = tables.checksum(LIVE)
+    with tables.previewing() as backend:
+        preview = backend.preview_expire(keep(7, Rule(None, state="FAILURE")))
+    # The first fifty are due and are failures, all of them; groups have no state.
+    assert preview.rows == 5
+    assert preview.statements
+    assert tables.checksum(LIVE) == before
+
+
+def test_a_read_only_connection_cannot_remove(tables: TableStore) -> None:
+    fill_celery_table(tables.url, 20)
+    with tables.previewing() as backend, pytest.raises(BackendError):
+        drive(backend.expire(keep(7), FixedPace(30)))
+    assert len(tables.ids()) == 20
+
+
+# What only PostgreSQL has.
+
+
+def test_due_and_oldest_are_read_before_and_after(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 100)
+    with postgres.opened() as backend:
+        steps = drive(backend.expire(keep(7), FixedPace(30)))
+    due = [r.value for step in steps for r in step.readings if r.metric.name == "backendops_results_due"]
+    assert due[0] == 50
+    assert due[-1] == 0
+    ages = {r.labels: r.value for r in steps[-1].readings if r.metric.name == "backendops_results_oldest_age_seconds"}
+    assert 3500 < ages[(("table", LIVE),)] < 3900
+
+
+def test_a_batch_waits_for_no_lock(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 100)
+    holder = psycopg2.connect(postgres.url.removeprefix("db+"))
+    try:
+        with holder.cursor() as cursor:
+            cursor.execute(f"UPDATE {LIVE} SET worker = 'busy' WHERE id = 10")
+        began = datetime.now(UTC)
+        with postgres.opened() as backend:
+            assert sum(step.rows for step in drive(backend.expire(keep(7), FixedPace(10)))) == 49
+        assert datetime.now(UTC) - began < timedelta(seconds=3)
+    finally:
+        holder.close()
+    assert 10 in postgres.ids()
+
+
+def test_the_hour_that_clocks_repeat_is_waited_for(postgres: TableStore) -> None:
+    """01:30 in New York came twice on 2 November 2025: what may be of the second pass is not due in the first."""
+    fill_celery_table(postgres.url, 2, due=1)
+    postgres.execute(f"UPDATE {LIVE} SET date_done = '2025-11-02 01:15' WHERE id = 1")
+    postgres.execute(f"UPDATE {LIVE} SET date_done = '2025-11-02 00:15' WHERE id = 2")
+    first_pass = datetime(2025, 11, 2, 5, 30, tzinfo=UTC)
+    with postgres.opened(date_done_timezone="America/New_York") as backend:
+        drive(backend.expire(Retention(first_pass), FixedPace(10)))
+    assert postgres.ids() == [1]
+    with postgres.opened(date_done_timezone="America/New_York") as backend:
+        drive(backend.expire(Retention(first_pass + timedelta(hours=1)), FixedPace(10)))
+    assert postgres.ids() == []
+
+
+def test_settings_of_a_run_do_not_outlive_its_transactions(postgres: TableStore) -> None:
+    """What PgBouncer in transaction mode would hand to a stranger."""
+    fill_celery_table(postgres.url, 20)
+    with postgres.opened(Limits(statement_timeout=timedelta(seconds=7))) as backend:
+        drive(backend.expire(keep(7), FixedPace(10)))
+        raw = backend._connection.connection.dbapi_connection
+        with raw.cursor() as cursor:
+            cursor.execute(
+                "SELECT name FROM pg_settings WHERE source = 'session' AND name <> 'client_encoding' "
+                "AND name NOT IN ('application_name', 'transaction_read_only')"
+            )
+            assert cursor.fetchall() == []
+        raw.rollback()
