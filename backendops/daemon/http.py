@@ -115,17 +115,12 @@ class HttpServer:
         self._respond = respond
         self._tls = tls
         self._sockets = _bind(host, port)
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(_quietly)
+        self.port = int(self._sockets[0].getsockname()[1])
+        """The port that was bound: the one asked for, or the one the system chose for 0."""
         self._clients: dict[asyncio.Task[None], bool] = {}
         """Every open connection, the longest waiting first, and whether an answer is being made for it."""
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="http")
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
-
-    @property
-    def port(self) -> int:
-        """The port that was bound: the one asked for, or the one the system chose for 0."""
-        return int(self._sockets[0].getsockname()[1])
 
     @property
     def url(self) -> str:
@@ -135,6 +130,8 @@ class HttpServer:
 
     def start(self) -> None:
         """Accept connections, on a thread of its own."""
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_quietly)
         self._thread.start()
 
     def stop(self) -> None:

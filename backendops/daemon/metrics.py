@@ -147,44 +147,51 @@ class LedgerCollector(Collector):
         yield from self._readings(ledger, policy)
 
     def _readings(self, ledger: Ledger, policy: Policy) -> Iterator[Family]:
-        declared, values = zeros(policy)
+        stored, successes = ledger.readings(), ledger.last_success()
+        up = dict(reached(ledger, policy))
+        up |= {r.labels["backend"]: bool(r.value) for r in stored if r.name == metrics.BACKEND_UP.name}
+        # Once a job has looked, what it did not find does not exist: PgBouncer's queue, the ids of a cache.
+        declared, values = zeros(policy, lambda pair: _key(pair) not in successes or not up.get(pair.backend_name))
+        values[metrics.BACKEND_UP.name] = {(("backend", name),): float(up[name]) for name in policy.backends}
         declared[metrics.BACKEND_UP.name] = metrics.BACKEND_UP
-        values[metrics.BACKEND_UP.name] = {
-            (("backend", name),): float(up) for name, up in reached(ledger, policy).items()
-        }
         pairs = {_key(pair) for pair in policy.pairs}
-        for stored in ledger.readings():
-            metric, labels = declared.get(stored.name), stored.labels
+        for reading in stored:
+            metric, labels = declared.get(reading.name), reading.labels
             if metric is None or set(labels) != _label_names(metric) or labels["backend"] not in policy.backends:
                 continue  # of a job or a backend that the policy no longer has, or of another version
             if metric.per_job and (labels["job"], labels["backend"]) not in pairs:
                 continue
-            values[metric.name][tuple(sorted(labels.items()))] = stored.value
+            values[metric.name][tuple(sorted(labels.items()))] = reading.value
         for name, series in sorted(values.items()):
-            names = sorted(_label_names(declared[name]))
-            family = GaugeMetricFamily(name, declared[name].help, labels=names)
+            family = GaugeMetricFamily(name, declared[name].help, labels=sorted(_label_names(declared[name])))
             for labelled, value in sorted(series.items()):
                 family.add_metric([text for _, text in labelled], value)
-            yield family
+            if series:
+                yield family
 
 
 Series = dict[tuple[tuple[str, str], ...], float]
 
 
-def zeros(policy: Policy) -> tuple[dict[str, Metric], dict[str, Series]]:
-    """Every series that the policy's jobs can read, at zero: an alert can tell zero from a job that does not exist."""
+def zeros(policy: Policy, waits: Callable[[Pair], bool]) -> tuple[dict[str, Metric], dict[str, Series]]:
+    """What the policy's jobs can read, and each series of a pair that still waits for its first look, at zero.
+
+    An alert can so tell zero from a job that does not exist, from the moment the policy loads.
+    """
     declared: dict[str, Metric] = {}
     values: dict[str, Series] = {}
     for pair in policy.pairs:
         for metric in pair.job.metrics:
             declared[metric.name] = metric
+            series = values.setdefault(metric.name, {})
+            if not waits(pair):
+                continue
             choices: dict[str, tuple[str, ...]] = {"backend": (pair.backend_name,)}
             if metric.per_job:
                 choices["job"] = (pair.job_name,)
             for name, known in metric.labels.items():
                 choices[name] = known or pair.backend.table_names()
             names = sorted(choices)
-            series = values.setdefault(metric.name, {})
             for combination in product(*(choices[name] for name in names)):
                 series[tuple(zip(names, combination, strict=True))] = 0.0
     return declared, values

@@ -117,13 +117,14 @@ def _job(job: Mapping[str, Any], now: datetime) -> str:
     elif job["last_run"]:
         last = _outcome(job["last_run"], now)
     else:
-        last = '<span class="soft">never</span>'
+        last = '<span class="soft">no run yet</span>'
     if job["paused"]:
         due = _mark("warn", "paused")
     else:
         due = _moment(job["next_run"], now) if job["next_run"] else '<span class="soft">only when asked</span>'
-    cells = [("Backend", escape(job["backend"])), ("Schedule", escape(job["schedule"] or "")), ("Last run", last)]
-    return f'<tr><th scope="row">{name}</th>{_cells(cells)}<td data-label="Next run">{due}</td></tr>'
+    brief = [("Backend", escape(job["backend"])), ("Schedule", escape(job["schedule"] or ""))]
+    cells = _cells(brief, "brief") + _cells([("Last run", last)], "long") + _cells([("Next run", due)], "brief")
+    return f'<tr><th scope="row">{name}</th>{cells}</tr>'
 
 
 def _outcome(run: Mapping[str, Any], now: datetime) -> str:
@@ -134,21 +135,19 @@ def _outcome(run: Mapping[str, Any], now: datetime) -> str:
 def _explanation(run: Mapping[str, Any]) -> str:
     if run["error"]:
         hint = f"<br>{escape(run['hint'])}" if run["hint"] else ""
-        return f'<div class="note fault">{escape(run["error"])}{hint}</div>'
+        return f'<div class="note {"fault" if run["failure"] else "soft"}">{escape(run["error"])}{hint}</div>'
     return f'<div class="note soft">{escape(run["what"])}</div>' if run["what"] else ""
 
 
 def _past_run(run: Mapping[str, Any], now: datetime) -> str:
-    cells = [
-        (
-            "Job",
-            f"{escape(run['job'])} on {escape(run['backend'])} <span class='soft'>({escape(run['trigger'])})</span>",
-        ),
-        ("Ended", _moment(run["ended_at"], now)),
-        ("Outcome", f"<div>{_mark(_MARKS.get(run['outcome'], ''), run['outcome'])}{_explanation(run)}</div>"),
-    ]
+    job = f"{escape(run['job'])} on {escape(run['backend'])} <span class='soft'>({escape(run['trigger'])})</span>"
+    outcome = f"<div>{_mark(_MARKS.get(run['outcome'], ''), run['outcome'])}{_explanation(run)}</div>"
     numbers = [("Rows", f"{run['rows']:,}"), ("Took", format_seconds(run["seconds"]))]
-    return f'<tr><th scope="row">{run["run"]}</th>{_cells(cells)}{_cells(numbers, "number")}</tr>'
+    return (
+        f'<tr><th scope="row">{run["run"]}</th>{_cells([("Job", job)])}'
+        f"{_cells([('Ended', _moment(run['ended_at'], now))], 'brief')}"
+        f"{_cells([('Outcome', outcome)], 'long')}{_cells(numbers, 'number')}</tr>"
+    )
 
 
 def _backend(backend: Mapping[str, Any], now: datetime) -> str:
@@ -157,7 +156,7 @@ def _backend(backend: Mapping[str, Any], now: datetime) -> str:
     readings = "".join(
         f"<div><dt>{escape(_words(name))}</dt><dd>{escape(_value(name, value))}</dd></div>"
         for name, value in backend["readings"].items()
-        if not name.startswith(("backend_up", "findings"))
+        if not name.startswith(("backend_up", "findings")) and not (name.startswith("pool_connections ") and not value)
     )
     return (
         f'<article class="card"><div class="top"><h3>{escape(backend["backend"])}</h3>{mark}</div>'
