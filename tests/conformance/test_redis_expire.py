@@ -275,13 +275,19 @@ def test_groups_and_orphaned_chord_keys_are_kept_from_their_last_use(
     assert about(cast(int, client.ttl(parts[3])), sweeping.OVERDUE)
 
 
-def test_reading_does_not_make_an_old_group_look_used(redis_url: str, client: redis.Redis) -> None:
+def test_reading_does_not_make_a_key_look_used(redis_url: str, client: redis.Redis) -> None:
+    """An LRU policy evicts what was not used for longest, and a chord's idle time is its age."""
+    short, whole = store(redis_url, 1), store(redis_url, NESTED, request=Context(kwargs={"long": LONG}))
     client.set("celery-taskset-meta-g", "{}")
-    idle(client, "celery-taskset-meta-g", 1000)
+    keys = (short, whole, "celery-taskset-meta-g")
+    for key in keys:
+        idle(client, key, 1000)
 
-    preview(redis_url)
+    assert preview(redis_url).rows == 3
+    with opened(redis_url) as backend:
+        backend.report_memory(timedelta(seconds=1))
 
-    assert cast(int, client.object("idletime", "celery-taskset-meta-g")) >= 1000
+    assert [cast(int, client.object("idletime", key)) >= 1000 for key in keys] == [True] * 3
 
 
 def test_under_an_lfu_policy_chords_are_kept_in_full(redis_url: str, client: redis.Redis) -> None:
@@ -294,31 +300,39 @@ def test_under_an_lfu_policy_chords_are_kept_in_full(redis_url: str, client: red
 
 def test_a_value_rewritten_after_it_was_read_keeps_its_own(redis_url: str, client: redis.Redis) -> None:
     """The race: Celery stores a new state between our reading and our writing."""
-    with_ttl, without, same, gone, long = (str(uuid.uuid4()) for _ in range(5))
+    with_ttl, without, given, same, gone, long = (str(uuid.uuid4()) for _ in range(6))
     # Failures first: Celery never writes over a success.
-    for task_id in (with_ttl, without, same, gone):
+    for task_id in (with_ttl, without, given, same, gone):
         date(client, store(redis_url, ValueError("old"), task_id, state="FAILURE"), "2020-01-01T00:00:00")
     date(client, store(redis_url, ValueError(LONG), long, state="FAILURE"), "2020-01-01T00:00:00")
+    client.set("celery-taskset-meta-g", "{}")
+    client.sadd("celery-taskset-meta-g.d", "1")
     now = datetime.now(UTC)
     sweep = sweeping.Sweep(client, ResultKeys(), Retention(now - KEEP), now)
     cursor, gifts = sweep.stretch(0, 500)
     while cursor:
         cursor, more = sweep.stretch(cursor, 500)
         gifts += more
-    assert len(gifts) == 5
+    assert len(gifts) == 8
 
     store(redis_url, "new", with_ttl, result_expires=777)
     store(redis_url, "new", without)
     store(redis_url, LONG, long)
-    client.delete(key_of(gone))
+    client.delete(key_of(gone), "celery-taskset-meta-g.d")
+    client.expire(key_of(given), 888)
+    client.expire("celery-taskset-meta-g", 999)
+    client.set("celery-taskset-meta-g.d", "of another type now")
 
     assert sweep.give(gifts) == 1
     assert about(cast(int, client.ttl(key_of(with_ttl))), timedelta(seconds=777))
+    assert about(cast(int, client.ttl(key_of(given))), timedelta(seconds=888))
+    assert about(cast(int, client.ttl("celery-taskset-meta-g")), timedelta(seconds=999))
+    assert client.ttl("celery-taskset-meta-g.d") == -1
     assert client.ttl(key_of(without)) == -1
     assert client.ttl(key_of(long)) == -1
     assert client.exists(key_of(gone)) == 0
     assert 50 <= cast(int, client.ttl(key_of(same))) <= 120
-    assert sweep.tally.changed == 4
+    assert sweep.tally.changed == 7
     assert sum(step.rows for step in run(redis_url)) == 2, "the next sweep gives them theirs"
 
 
