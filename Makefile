@@ -94,5 +94,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 	@$(PIP) --require-hashes --requirement requirements-dev.lock && $(INSTALL)
 	@touch $@
 
-# Its build needs setuptools, which the lock file pins: nothing is fetched by name alone.
-INSTALL := $(PIP) --no-deps --no-build-isolation --editable .
+# Its build needs setuptools, which the lock file pins: nothing is fetched by name alone. setuptools warns about every
+# editable installation there is.
+INSTALL := PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .

@@ -9,12 +9,15 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, Final
 
+from backendops.jobs import JOBS
+
 _MARKS: Final = {"warning": "!", "critical": "!!"}
 
 # A run says first how much was due; what it then did says how much that was.
 _DUE: Final = re.compile(r"[\d,]+ results? (is|are) due")
 # More than fits a line or two: the status page and the log have the rest.
-_CLAUSES: Final = 3
+_CLAUSES: Final = 2
+_QUOTED: Final = re.compile(r'"public"\.|"')
 
 
 def narrate(lines: Iterable[str]) -> None:
@@ -53,21 +56,39 @@ def sentences(line: str, told: set[tuple[Any, ...]]) -> Iterable[str]:
 
 def _run(event: dict[str, Any], told: set[tuple[Any, ...]]) -> Iterable[str]:
     job, backend, rows = event.get("job"), event.get("backend"), event.get("rows", 0)
-    clauses = [clause for clause in str(event.get("what") or "").split("; ") if clause and not _DUE.fullmatch(clause)]
+    what = _QUOTED.sub("", str(event.get("what") or ""))
+    clauses = [clause for clause in what.split("; ") if clause and not _DUE.fullmatch(clause)]
     if event.get("outcome") != "completed":
         said = ": ".join(str(event[key]) for key in ("outcome", "error", "hint") if event.get(key))
-    elif not rows and ("quiet", job, backend) in told:
-        # A probe that finds the same as before is worth one line, not one every five seconds.
-        return
-    else:
-        if len(clauses) > _CLAUSES:
-            clauses[_CLAUSES:] = [f"and {len(clauses) - _CLAUSES} more"]
-        said = "; ".join(clauses) or "nothing to do"
+    elif clauses:
+        said = "; ".join(_shorter(clauses))
         if rows:
             said = f"{rows:,} {said}"
-        else:
-            told.add(("quiet", job, backend))
+    else:
+        said = f"{rows:,} rows" if rows else "nothing to do"
+    # A probe, or a run that found nothing, is worth one line, not one every five seconds.
+    is_quiet = said == "nothing to do" or (job in JOBS and not JOBS[job].changes)
+    if is_quiet and event.get("outcome") == "completed":
+        if ("quiet", job, backend) in told:
+            return
+        told.add(("quiet", job, backend))
     yield f"{_clock(event)}  {job:<12} on {backend:<8} {said}  ({1000 * event.get('seconds', 0):,.0f} ms)"
+
+
+def _shorter(clauses: list[str]) -> list[str]:
+    """`made a; made b; made c; detached d` reads `made 3, the last of them c; detached d`."""
+    if len(clauses) <= _CLAUSES:
+        return clauses
+    groups: dict[str, list[str]] = {}
+    for clause in clauses:
+        if clause.startswith("it "):
+            # Said of the clause before it.
+            continue
+        groups.setdefault(clause.split()[0], []).append(clause)
+    return [
+        alike[0] if len(alike) == 1 else f"{verb} {len(alike)}, the last of them {' '.join(alike[-1].split()[1:])}"
+        for verb, alike in groups.items()
+    ]
 
 
 def _clock(event: dict[str, Any]) -> str:
