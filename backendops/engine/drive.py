@@ -32,26 +32,25 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Tally:
-    """What a run has done so far; it outlives whatever ends the run."""
+    """What a run has done so far; it outlives whatever ends the run, and stays small however long that takes."""
 
     rows: int = 0
-    whats: dict[str, None] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     throttled: dict[str, float] = field(default_factory=dict)
+    _said: dict[str, None] = field(default_factory=dict)
 
     def add(self, step: Step) -> None:
         """Count a step in."""
         self.rows += step.rows
-        if step.what:
-            self.whats[step.what] = None
         self.findings.extend(step.findings)
+        if step.what and len(self._said) <= _MOST_SENTENCES:
+            self._said[step.what] = None
 
     @property
     def what(self) -> str:
         """What the steps said they did, each sentence once."""
-        said = list(self.whats)
-        more = [f"and {len(said) - _MOST_SENTENCES} more"] if len(said) > _MOST_SENTENCES else []
-        return "; ".join(said[:_MOST_SENTENCES] + more)
+        said = list(self._said)
+        return "; ".join([*said[:_MOST_SENTENCES], "and more"] if len(said) > _MOST_SENTENCES else said)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -60,6 +61,10 @@ class Store:
             row = cursor.fetchone()
             assert row is not None
             return tuple(row)
+
+    def execute(self, statement: str) -> None:
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement)
 
     def everything(self) -> Rows:
         return Rows(*self.one(EVERYTHING))
@@ -156,3 +161,24 @@ def test_sigterm_stops_after_the_step_in_hand(store: Store, command: Installed) 
     assert due // 10 < rows.archive < due
     finish(command)
     assert store.everything() == Rows(ROWS - due, due, ROWS, rows.checksum)
+
+
+def test_a_second_sigterm_interrupts_the_statement_in_hand(store: Store, command: Installed) -> None:
+    """As a first one does by itself when the statement is still there 20 seconds later."""
+    store.execute(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(25); RETURN NULL; END $$;"
+        " CREATE TRIGGER slow BEFORE DELETE ON celery_taskmeta FOR EACH STATEMENT EXECUTE FUNCTION dawdle()"
+    )
+    process = command.start("run-once", "archive")
+    asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    until(lambda: store.one(asleep) == (1,) or process.poll() is not None, "a statement that takes long")
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)  # the first one waits for the step
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=15)
+    assert (process.returncode, out) == (75, "")
+    assert "stopped: the step in hand took too long to wait for and was rolled back" in err
+    assert store.one("SELECT count(*) FROM celery_taskmeta") == (ROWS,)
+    assert store.one(asleep) == (0,)

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from backendops.contracts.backend import Standing
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
-from backendops.contracts.run import Limits, Outcome, Trigger
+from backendops.contracts.run import Limits, Outcome, Step, Steps, Trigger
 from backendops.engine.ledger import Ledger
 from backendops.engine.pacing import REST_RATIO
 from backendops.engine.report import RunListener, RunReport
@@ -271,3 +271,12 @@ def test_preview_is_read_only_and_raises_what_an_operator_can_read(bench: Bench)
     with pytest.raises(BackendError, match="unexpected KeyError"):
         bench.runner.preview(behaving(open=KeyError("x")))
     assert bench.ledger.history() == []
+
+
+def test_a_run_of_many_sentences_is_reported_in_few(bench: Bench) -> None:
+    class Talkative(ToyJob):
+        def run(self, backend: object, now: object, pace: object) -> Steps:
+            yield from (Step(what=f"did {number % 30}") for number in range(100))
+
+    report = bench.run(toy_pair(Talkative()))
+    assert report.what == "; ".join([*(f"did {number}" for number in range(10)), "and more"])
