@@ -186,7 +186,7 @@ class _Loading:
             self._classes[name] = None
             what = f"backend {name!r}"
             url = value.at("url")
-            if value.broken or (url is not None and url.broken):
+            if value.broken:
                 continue
             if not isinstance(value.data, dict) or url is None or not isinstance(url.data, str):
                 bind(_UrlOnly, value, self._problems, what)
@@ -194,7 +194,9 @@ class _Loading:
             try:
                 kind = class_for_url(url.data)
             except ValueError as error:
-                self._problems.add(url.place, f"{what}: {error}")
+                # Of a URL with an unset variable, the scheme may still be there to read.
+                if not url.broken:
+                    self._problems.add(url.place, f"{what}: {error}")
                 continue
             self._classes[name] = kind
             if extra := kind.missing_driver():

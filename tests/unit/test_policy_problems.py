@@ -288,7 +288,7 @@ CHECKS = {
     ),
     "archives disagree": (
         HEAD + "  archive: {older_than: 7d}\n  partition: {every: §day}\n",
-        "jobs 'archive' and 'partition' share 'results' but disagree about its archive: every is 'month' in one and 'day'",
+        "jobs 'archive' and 'partition' share 'results' but disagree about its archive: every is 'month' in one",
     ),
     "archive tables": (
         HEAD + "  archive: {older_than: 7d, table: old}\n  partition: §{}\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -11,10 +12,11 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from backendops.policy.schedule import Schedule
 
 BERLIN = ZoneInfo("Europe/Berlin")
+UTC_ZONE = ZoneInfo("UTC")
 WEDNESDAY = datetime(2026, 3, 4, 10, 17, 30, tzinfo=UTC)
 
 
-def firings(text, count, start=WEDNESDAY, zone=ZoneInfo("UTC")):
+def firings(text, count, start=WEDNESDAY, zone=UTC_ZONE):
     schedule, moments = Schedule.parse(text, zone), []
     for _ in range(count):
         start = schedule.next_after(start)
@@ -66,7 +68,7 @@ def firings(text, count, start=WEDNESDAY, zone=ZoneInfo("UTC")):
 def test_firings(text, expected):
     if expected is None:
         with pytest.raises(ValueError, match="is not a duration"):
-            Schedule.parse(text, ZoneInfo("UTC"))
+            Schedule.parse(text, UTC_ZONE)
     else:
         assert firings(text, len(expected)) == expected
 
@@ -74,7 +76,7 @@ def test_firings(text, expected):
 def test_weekdays_agree_with_the_calendar_for_a_year():
     for weekday, name in enumerate(("sun", "mon", "tue", "wed", "thu", "fri", "sat")):
         for text in (f"0 12 * * {weekday}", f"0 12 * * {name}"):
-            schedule, moment = Schedule.parse(text, ZoneInfo("UTC")), WEDNESDAY
+            schedule, moment = Schedule.parse(text, UTC_ZONE), WEDNESDAY
             for _ in range(53):
                 moment = schedule.next_after(moment)
                 assert f"{moment:%a}".lower() == name
@@ -125,9 +127,8 @@ def test_weekdays_agree_with_the_calendar_for_a_year():
     ],
 )
 def test_a_schedule_that_is_none(text, message):
-    with pytest.raises(ValueError, match=".*") as error:
-        Schedule.parse(text, ZoneInfo("UTC"))
-    assert message in str(error.value)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Schedule.parse(text, UTC_ZONE)
 
 
 def test_an_impossible_date_is_possible_beside_a_weekday():
@@ -182,11 +183,11 @@ def test_firings_only_ever_go_forward(zone):
     ],
 )
 def test_interval_is_the_usual_gap(text, interval):
-    assert Schedule.parse(text, ZoneInfo("UTC")).interval == interval
+    assert Schedule.parse(text, UTC_ZONE).interval == interval
 
 
 def test_slots_of_an_interval_are_the_same_whoever_asks_and_when():
-    schedule = Schedule.parse("every 7m", ZoneInfo("UTC"))
+    schedule = Schedule.parse("every 7m", UTC_ZONE)
     slots = {schedule.next_after(WEDNESDAY + timedelta(seconds=second)) for second in range(0, 7 * 60, 13)}
     assert len(slots) <= 2
     assert all(slot.timestamp() % (7 * 60) == 0 for slot in slots)
@@ -197,7 +198,7 @@ def test_slots_of_an_interval_are_the_same_whoever_asks_and_when():
 
 def test_apscheduler_asks_for_the_slot_after_the_last_one():
     for text in ("every 1m", "* * * * *"):
-        trigger = Schedule.parse(text, ZoneInfo("UTC")).trigger
+        trigger = Schedule.parse(text, UTC_ZONE).trigger
         slot = datetime(2026, 3, 4, 10, 18, tzinfo=UTC)
         assert trigger.get_next_fire_time(None, WEDNESDAY) == slot
         assert trigger.get_next_fire_time(None, slot) == slot
@@ -205,7 +206,7 @@ def test_apscheduler_asks_for_the_slot_after_the_last_one():
 
 
 def test_a_host_that_slept_owes_one_run():
-    trigger = Schedule.parse("every 1s", ZoneInfo("UTC")).trigger
+    trigger = Schedule.parse("every 1s", UTC_ZONE).trigger
     awake = WEDNESDAY + timedelta(hours=8, milliseconds=300)
     late = trigger.get_next_fire_time(WEDNESDAY, awake)
     assert late == WEDNESDAY + timedelta(hours=8)
