@@ -10,6 +10,7 @@ from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError
 
 from backendops.contracts.backend import Backend
+from backendops.contracts.masking import mask
 from backendops.contracts.run import Limits, NoWatermarks, Watermarks
 
 _LAST_PORT: Final = 65535
@@ -80,11 +81,13 @@ class SqlBackend(Backend):
     def sqlalchemy_url(self) -> URL:
         """The URL with the driver that is installed: SQLAlchemy 2.1 defaults to others."""
         written = self.url.get_secret_value()
-        return make_url(written.removeprefix("db+")).set(drivername=self.drivername)
+        return make_url(written.removeprefix("db+").removeprefix("database+")).set(drivername=self.drivername)
 
     @property
     def display_url(self) -> str:
-        return self.sqlalchemy_url.render_as_string(hide_password=True)
+        written = self.sqlalchemy_url.set(drivername=self.drivername.partition("+")[0])
+        # libpq takes a password among the options too, which SQLAlchemy would show.
+        return mask(written.render_as_string(hide_password=True))
 
     @property
     def zone(self) -> ZoneInfo:

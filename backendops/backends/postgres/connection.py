@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar, Final, Self
 
-from pydantic import PrivateAttr
-from sqlalchemy import Connection, Engine, NullPool, create_engine
+from pydantic import PrivateAttr, SecretStr, field_validator
+from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url
+from sqlalchemy.exc import ArgumentError
 
 from backendops.backends.postgres.errors import driver_errors
 from backendops.backends.sql import SqlBackend
@@ -45,6 +46,20 @@ class PostgresSession(SqlBackend):
     _connection: Connection | None = PrivateAttr(None)
     _interrupted: threading.Event = PrivateAttr(default_factory=threading.Event)
 
+    @field_validator("url")
+    @classmethod
+    def _names_a_server(cls, value: SecretStr) -> SecretStr:
+        try:
+            url = make_url(value.get_secret_value().removeprefix("db+").removeprefix("database+"))
+            # Several hosts, ports and options are read only here; nothing is connected.
+            create_engine(url.set(drivername=cls.drivername), poolclass=NullPool)
+        except (ArgumentError, ValueError):
+            raise ValueError(
+                "this is not a URL of PostgreSQL: write db+postgresql://user:password@host:5432/database, "
+                "with @ / : ? # % of the password as %40 %2F %3A %3F %23 %25"
+            ) from None
+        return value
+
     @contextmanager
     def open(self, limits: Limits, watermarks: Watermarks) -> Iterator[Self]:
         opened = self.model_copy()
@@ -57,7 +72,7 @@ class PostgresSession(SqlBackend):
             yield opened
         finally:
             if opened._connection is not None:
-                opened._connection.invalidate() if opened._connection.closed else opened._connection.close()
+                opened._connection.close()
             opened._engine.dispose()
 
     def make_engine(self, limits: Limits) -> Engine:

@@ -64,6 +64,8 @@ def translated(error: BaseException | None, where: str, lost: bool = False) -> B
     said = _first_line(error)
     if lost or (code is not None and (code.startswith("08") or code in _LOST)):
         return BackendUnreachable(f"the connection to {where} broke: {said}", "the next run goes on where this ended")
+    if code is None and said.startswith("invalid dsn"):
+        return BackendRefused(f"{where}: {said}", "take the option out of the URL, or correct it")
     if code is None:
         if _LOGIN_REFUSED.search(str(error)):
             return BackendRefused(
