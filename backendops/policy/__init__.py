@@ -1,0 +1,1 @@
+"""Reads and checks the YAML policy, and pairs every job with its backends."""

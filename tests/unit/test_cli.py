@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import pytest
 
 from backendops.cli import _COMMANDS, cli, main
 from backendops.cli.console import exit_code
+from backendops.contracts.run import Outcome
 
 POLICY = """
 version: 1
@@ -109,3 +111,11 @@ def test_an_internal_error_is_a_sentence(
 )
 def test_one_exit_code_for_many_runs(codes: list[int], code: int) -> None:
     assert exit_code(codes) == code
+
+
+def test_the_documentation_has_every_command_and_every_outcome() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    headings = {line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")}
+    assert {name for name, *_ in _COMMANDS} <= headings
+    outcomes = dict(re.findall(r"^\| ([a-z-]+) \| (\d+) \|", text, re.MULTILINE))
+    assert outcomes == {outcome.value: str(outcome.exit_code) for outcome in Outcome}
