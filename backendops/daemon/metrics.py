@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from itertools import product
 from typing import Final
@@ -148,19 +148,19 @@ class LedgerCollector(Collector):
 
     def _readings(self, ledger: Ledger, policy: Policy) -> Iterator[Family]:
         stored, successes = ledger.readings(), ledger.last_success()
-        up = dict(reached(ledger, policy))
-        up |= {r.labels["backend"]: bool(r.value) for r in stored if r.name == metrics.BACKEND_UP.name}
+        up = reached(ledger, policy)
         # Once a job has looked, what it did not find does not exist: PgBouncer's queue, the ids of a cache.
         declared, values = zeros(policy, lambda pair: _key(pair) not in successes or not up.get(pair.backend_name))
         values[metrics.BACKEND_UP.name] = {(("backend", name),): float(up[name]) for name in policy.backends}
         declared[metrics.BACKEND_UP.name] = metrics.BACKEND_UP
-        pairs = {_key(pair) for pair in policy.pairs}
+        known = {(metric.name, *_key(pair)) for pair in policy.pairs for metric in pair.job.metrics}
+        known |= {(name, "", backend) for name, _, backend in known}
         for reading in stored:
             metric, labels = declared.get(reading.name), reading.labels
-            if metric is None or set(labels) != _label_names(metric) or labels["backend"] not in policy.backends:
-                continue  # of a job or a backend that the policy no longer has, or of another version
-            if metric.per_job and (labels["job"], labels["backend"]) not in pairs:
-                continue
+            if metric is None or set(labels) != _label_names(metric):
+                continue  # of another version
+            if (metric.name, labels.get("job", ""), labels["backend"]) not in known:
+                continue  # of a job or a backend that the policy no longer has
             values[metric.name][tuple(sorted(labels.items()))] = reading.value
         for name, series in sorted(values.items()):
             family = GaugeMetricFamily(name, declared[name].help, labels=sorted(_label_names(declared[name])))
@@ -197,13 +197,18 @@ def zeros(policy: Policy, waits: Callable[[Pair], bool]) -> tuple[dict[str, Metr
     return declared, values
 
 
-def reached(ledger: Ledger, policy: Policy) -> Mapping[str, bool]:
-    """Whether each backend could be reached when a run last tried: the answer where no pool-health job probes it."""
+def reached(ledger: Ledger, policy: Policy) -> dict[str, bool]:
+    """Whether each backend could be reached: by its last probe, or where no job probes it, by the last run on it."""
     newest: dict[str, tuple[datetime, bool]] = {}
     for (_, backend), run in ledger.last_runs().items():
         if backend not in newest or newest[backend][0] < run.ended_at:
             newest[backend] = (run.ended_at, run.outcome is not Outcome.UNREACHABLE)
-    return {name: newest[name][1] if name in newest else False for name in policy.backends}
+    probed = {pair.backend_name for pair in policy.pairs if metrics.BACKEND_UP in pair.job.metrics}
+    probes = {r.labels["backend"]: bool(r.value) for r in ledger.readings() if r.name == metrics.BACKEND_UP.name}
+    return {
+        name: probes.get(name, False) if name in probed else name in newest and newest[name][1]
+        for name in policy.backends
+    }
 
 
 def registry(view: View) -> CollectorRegistry:

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from backendops import __version__
-from backendops.contracts import metrics
 from backendops.daemon.metrics import reached
 from backendops.daemon.view import View
 from backendops.engine.runner import RunReport
@@ -68,7 +67,7 @@ def _about(pair: Pair) -> dict[str, Any]:
 
 
 def _backends(view: View) -> list[dict[str, Any]]:
-    up = dict(reached(view.ledger, view.policy))
+    up = reached(view.ledger, view.policy)
     readings: dict[str, dict[str, float]] = {name: {} for name in view.policy.backends}
     checked: dict[str, datetime] = {}
     for (_, tried), run in view.ledger.last_runs().items():
@@ -76,8 +75,6 @@ def _backends(view: View) -> list[dict[str, Any]]:
     for stored in view.ledger.readings():
         backend = stored.labels["backend"]
         if backend in readings:
-            if stored.name == metrics.BACKEND_UP.name:
-                up[backend] = bool(stored.value)
             rest = [value for name, value in sorted(stored.labels.items()) if name != "backend"]
             readings[backend][" ".join([stored.name.removeprefix("backendops_"), *rest])] = stored.value
     return [

@@ -58,7 +58,7 @@ class Turns(RunListener):
         self._later = later
         self._clock = clock or Clock()
         self._chance = random.Random()  # noqa: S311 - jitter, not a secret
-        self._runner = Runner(ledger, [*listeners, self], stop)
+        self._runner = Runner(ledger, [*listeners, self], stop, self._clock)
         self._lock = threading.Lock()
         self._pairs: dict[Key, Pair] = {}
         self._backoffs: dict[Key, Backoff] = {}

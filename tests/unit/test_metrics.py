@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -193,8 +194,11 @@ def test_what_the_policy_no_longer_has_is_gone(view: View) -> None:
 
 
 def test_without_a_probe_the_last_runs_tell_whether_a_backend_is_up(view: View) -> None:
+    view.ledger.record("pool-health", "results", [metrics.BACKEND_UP.read(0)], NOW)
     ended(view, pair_of(view, "expire", "results"), Outcome.COMPLETED)
     ended(view, pair_of(view, "expire", "local"), Outcome.UNREACHABLE)
+    assert value(view, "backend_up", backend="results") == 0, "the probe knows best"
+    view.policy = replace(view.policy, pairs=tuple(p for p in view.policy.pairs if p.job_name != "pool-health"))
     assert value(view, "backend_up", backend="results") == 1
     assert value(view, "backend_up", backend="local") == 0
 
