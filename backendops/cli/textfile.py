@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def write_textfile(file: Path, ledger: Ledger, policy: Policy) -> None:
         unfinished.chmod(0o644)
         unfinished.replace(file)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise BackendopsError(
             f"cannot write {file}: {error.strerror}; the runs themselves are done: make the directory writable"
         ) from None

@@ -90,6 +90,15 @@ def test_looking_makes_no_ledger(policy: str, capsys: pytest.CaptureFixture[str]
     assert not (tmp_path / "state").exists()
 
 
+def test_a_textfile_that_cannot_be_written_is_1(
+    policy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / ("x" * 300)
+    code, out, err = call(capsys, "run-once", "archive", "--policy", policy, "--textfile", str(file))
+    assert (code, out) == (1, "")
+    assert f"cannot write {file}: File name too long; the runs themselves are done" in err
+
+
 def test_an_internal_error_is_a_sentence(
     policy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

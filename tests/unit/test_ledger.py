@@ -183,9 +183,9 @@ def test_purge_keeps_totals_successes_and_the_newest(ledger: Ledger) -> None:
     with ledger._engine.begin() as connection:
         columns = "job, backend, trigger, host, world, pid, process_start, started_at, due_to_end_at, progressed_at, "
         columns += "cancel_requested, ended_at, outcome, rows, seconds, what, error, hint, throttled, findings"
-        copies = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {KEEP_RUNS + 50}) "  # noqa: S608 - a test's own numbers
+        copies = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {KEEP_RUNS + 50}) "
         connection.execute(
-            text(f"INSERT INTO backendops_runs ({columns}) {copies} SELECT {columns} FROM backendops_runs, n")  # noqa: S608 - as above
+            text(f"INSERT INTO backendops_runs ({columns}) {copies} SELECT {columns} FROM backendops_runs, n")
         )
     recent = run(ledger, Outcome.FAILED, at=NOW - timedelta(days=1))
     totals = ledger.totals()
