@@ -10,6 +10,13 @@ from typing import Final
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
+# SQLAlchemy 2.1 would take drivers that backendops does not come with.
+_DRIVERS: Final = {
+    "postgresql": "postgresql+psycopg2",
+    "postgres": "postgresql+psycopg2",
+    "mysql": "mysql+pymysql",
+    "mariadb": "mariadb+pymysql",
+}
 _SYSTEM: Final = Path("/var/lib/backendops")
 
 
@@ -30,10 +37,12 @@ def state_from(text: str, folder: Path) -> str:
 
 
 def _url(text: str) -> str:
-    if text.startswith("db+"):
-        text = text.removeprefix("db+")
+    text = text.removeprefix("db+")
     try:
-        make_url(text).get_dialect()
+        url = make_url(text)
+        if "+" not in url.drivername:
+            url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
+        url.get_dialect().import_dbapi()
     except NoSuchModuleError:
         scheme = text.partition("://")[0]
         raise ValueError(
@@ -41,10 +50,12 @@ def _url(text: str) -> str:
             "postgresql+psycopg2://user@host/database"
         ) from None
     except ImportError as error:
-        raise ValueError(f"the driver of state is not installed: {error.name}") from None
+        raise ValueError(
+            f"the driver of state is not installed: install {error.name} beside backendops, or name a directory"
+        ) from None
     except (ArgumentError, ValueError):
         raise ValueError("state is not a URL that SQLAlchemy can read: check its port and its @") from None
-    return text
+    return url.render_as_string(hide_password=False)
 
 
 def default_state(environment: Mapping[str, str] | None = None) -> str:

@@ -281,6 +281,6 @@ def test_where_state_is_kept(load, tmp_path):
     assert load(f"version: 1\nstate: /a/b\n{rest}").state == "/a/b"
     assert load(f"version: 1\nstate: ../b\n{rest}").state == str(tmp_path / "../b")
     assert load(f"version: 1\nstate: ~/b\n{rest}").state == str(Path("~/b").expanduser())
-    shared = load(f"version: 1\nstate: db+postgresql+psycopg2://u:pa55w@h/d\n{rest}")
+    shared = load(f"version: 1\nstate: db+postgresql://u:pa55w@h/d\n{rest}")
     assert shared.state == "postgresql+psycopg2://u:pa55w@h/d"
     assert shared.secrets == {"pa55w"}

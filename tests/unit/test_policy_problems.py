@@ -98,6 +98,10 @@ TOP = {
     "state a file": ("version: 1\nstate: §/etc/passwd\n" + TAIL, "'/etc/passwd' is a file"),
     "state empty": ("version: 1\nstate: §''\n" + TAIL, "state is empty"),
     "state behind redis": ("version: 1\nstate: §redis://h/0\n" + TAIL, "state cannot be kept behind redis://"),
+    "state without driver": (
+        "version: 1\nstate: §oracle://h/d\n" + TAIL,
+        "the driver of state is not installed: install",
+    ),
     "state port": (
         "version: 1\nstate: §postgresql://u:pw123@h:x/d\n" + TAIL,
         "state is not a URL that SQLAlchemy can read",
