@@ -22,7 +22,7 @@ from backendops.backends.sqlite.errors import translated
 from backendops.backends.sqlite.lock import FileLock, file_lock
 from backendops.backends.sqlite.removal import Removal, Search
 from backendops.backends.sqlite.space import Vacuuming, space_of
-from backendops.backends.sqlite.tables import LiveTable, live_table
+from backendops.backends.sqlite.tables import LiveTable, find_tables
 from backendops.contracts import metrics
 from backendops.contracts.backend import Standing
 from backendops.contracts.capabilities import (
@@ -97,12 +97,14 @@ class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool)
         """The clock is the host's: nobody else's writes date_done but Celery's on this host."""
         newest = None
         with translated(self.path):
-            table = live_table(self._opened.connection, self.tables.task)
-            statement = "newest_by_date" if table.date_done_index else "newest_by_id"
-            row = self._opened.connection.execute(load("sqlite", "schema", statement, table.slots())).first()
-        # Groups and retries are in UTC whatever the zone: only finished results can show that it is wrong.
-        if row is not None and (moment := self._clock.read(*row)) is not None:
-            newest = moment.likely
+            # Groups and retries are in UTC whatever the zone: only finished tasks can show that it is wrong.
+            for table in self._live_tables()[0]:
+                if not table.has("status"):
+                    continue
+                statement = "newest_by_date" if table.date_done_index else "newest_by_id"
+                row = self._opened.connection.execute(load("sqlite", "schema", statement, table.slots())).first()
+                if row is not None and (moment := self._clock.read(*row)) is not None:
+                    newest = moment.likely
         return Standing(server_now=datetime.now(UTC), newest_done=newest)
 
     @contextmanager
@@ -114,9 +116,9 @@ class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool)
         if self._file is not None:
             self._file.interrupt()
 
-    def _live_tables(self) -> tuple[LiveTable, ...]:
+    def _live_tables(self) -> tuple[tuple[LiveTable, ...], tuple[Finding, ...]]:
         with translated(self.path):
-            return tuple(live_table(self._opened.connection, name) for name in self.table_names())
+            return find_tables(self._opened.connection, self.tables.task, self.tables.group)
 
     def preview_expire(self, due: Retention) -> Preview:
         return self._preview(due, None)
@@ -130,19 +132,21 @@ class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool)
     def archive(self, due: Retention, plan: ArchivePlan, pace: Pace) -> Steps:
         yield from self._remove(due, plan, pace)
 
-    def _removals(self, due: Retention, plan: ArchivePlan | None) -> tuple[Removal, ...]:
+    def _removals(self, due: Retention, plan: ArchivePlan | None) -> tuple[tuple[Removal, ...], tuple[Finding, ...]]:
         connection, names = self._opened.connection, self.table_names()
-        return tuple(
+        tables, missing = self._live_tables()
+        removals = tuple(
             Removal(
                 self._opened,
                 Search(table, due, self._clock),
                 archive_table(connection, table, names, plan) if plan else None,
             )
-            for table in self._live_tables()
+            for table in tables
         )
+        return removals, missing
 
     def _remove(self, due: Retention, plan: ArchivePlan | None, pace: Pace) -> Steps:
-        removals = self._removals(due, plan)
+        removals, missing = self._removals(due, plan)
         for removal in removals:
             if removal.archive:
                 with translated(self.path), self._opened.writing():
@@ -153,11 +157,11 @@ class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool)
             yield from removal.run(pace)
         yield Step(
             readings=(metrics.RESULTS_DUE.read(0), *self._ages(removals)),
-            findings=_unreadable(removals),
+            findings=missing + _unreadable(removals),
         )
 
     def _preview(self, due: Retention, plan: ArchivePlan | None) -> Preview:
-        removals = self._removals(due, plan)
+        removals, missing = self._removals(due, plan)
         rows, parts, ages = 0, [], []
         with translated(self.path):
             for removal in removals:
@@ -169,13 +173,13 @@ class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool)
                 rows += counted
                 parts.append(f"{counted:,} from {removal.search.table.name}")
         return Preview(
-            summary=f"{'move' if plan else 'remove'} {', '.join(parts)}",
+            summary=f"{'move' if plan else 'remove'} {', '.join(parts) or 'nothing'}",
             rows=rows,
             oldest=min(ages, default=None),
             cutoff=due.latest,
             statements=tuple(sent for removal in removals for sent in removal.statements),
             readings=(metrics.RESULTS_DUE.read(rows), *self._ages(removals)),
-            findings=_unreadable(removals),
+            findings=missing + _unreadable(removals),
         )
 
     def _ages(self, removals: tuple[Removal, ...]) -> Iterator[Reading]:
@@ -188,7 +192,7 @@ class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool)
             yield metrics.RESULTS_OLDEST_AGE.read(age, table=table.name)
 
     def _vacuuming(self, plan: VacuumPlan) -> Vacuuming:
-        tables = tuple(table.name for table in self._live_tables())
+        tables = tuple(table.name for table in self._live_tables()[0])
         return Vacuuming(self._opened, plan, tables, self._limits.budget, self._watermarks)
 
     def preview_vacuum(self, plan: VacuumPlan) -> Preview:

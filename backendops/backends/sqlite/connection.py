@@ -80,6 +80,12 @@ class File:
                 self.connection.exec_driver_sql("ROLLBACK")
             raise
 
+    def run_to_end(self, statement: str) -> None:
+        """Run a statement that goes on for as long as it is asked to, yet has no columns to ask for."""
+        self.clock.start()
+        # The driver's execute() asks once, as PRAGMA incremental_vacuum has no result: one page would be freed.
+        self._raw.executescript(statement)
+
     def interrupt(self) -> None:
         """End the statement in hand; its transaction is rolled back."""
         self._raw.interrupt()

@@ -118,10 +118,10 @@ class Vacuuming:
     def _incremental(self, left: int, pace: Pace) -> Steps:
         while left:
             began = time.monotonic()
-            slots = {"pages": str(pace.size)}
+            statement = fill(statements("sqlite", "vacuum")["incremental"], {"pages": str(pace.size)})
             try:
-                # Each freed page is a row: the statement is done when all of them are read.
-                self._run("incremental", slots)
+                with translated(self.file.path):
+                    self.file.run_to_end(statement)
             except BackendBusy:
                 pace.timed_out()
                 raise

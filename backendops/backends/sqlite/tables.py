@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.errors import BackendRefused
+from backendops.contracts.readings import Finding, Severity
 
 NULL: Final = "NULL"
 
@@ -76,19 +77,43 @@ def columns_of(connection: Connection, table: str) -> tuple[Column, ...]:
     return tuple(Column(r.name, r.type, bool(r.not_null), r.default_value is not None) for r in rows)
 
 
-def live_table(connection: Connection, name: str) -> LiveTable:
-    """One of Celery's tables; raises BackendRefused where it is absent or not Celery's."""
+def find_tables(connection: Connection, task: str, group: str) -> tuple[tuple[LiveTable, ...], tuple[Finding, ...]]:
+    """The live tables by the policy's names; raises BackendRefused where a name is not a table of Celery's.
+
+    A missing table is no error: Celery makes its tables with the first result. It is a finding, for a typo to be seen.
+    """
+    found = tuple(table for name in (task, group) if (table := _live_table(connection, name)) is not None)
+    # Celery makes both at once: the task table's absence says it all.
+    missing = () if any(table.name == task for table in found) else (_missing(connection, task),)
+    return found, missing
+
+
+def _live_table(connection: Connection, name: str) -> LiveTable | None:
     kind = connection.execute(load("sqlite", "schema", "kind_of"), {"name": name}).scalar()
+    if kind is None:
+        return None
     if kind != "table":
         raise BackendRefused(
-            f"{name} is a view, not a table" if kind else f"there is no table {name}",
-            "check the backend's `tables:`; Celery makes them when its first worker starts",
+            f"{name} is a view, not Celery's table", "name Celery's table under the backend's `tables:`"
         )
     columns = columns_of(connection, name)
-    if missing := {"id", "date_done"} - {column.name for column in columns}:
+    if lacking := {"id", "date_done"} - {column.name for column in columns}:
         raise BackendRefused(
-            f"the table {name} has no column {' and no column '.join(sorted(missing))}",
-            "is it Celery's? Check the backend's `tables:`",
+            f"{name} has no column {', '.join(sorted(lacking))}: it is not Celery's table",
+            "name Celery's table under the backend's `tables:`",
         )
     leading = connection.execute(load("sqlite", "schema", "leading_columns"), {"table": name})
     return LiveTable(name, columns, any(row.column_name == "date_done" for row in leading))
+
+
+def _missing(connection: Connection, name: str) -> Finding:
+    similar = connection.execute(load("sqlite", "schema", "similar")).scalars().all()
+    if not similar:
+        fix = "Celery makes it with the first result it stores; nothing to do until then"
+        return Finding(Severity.INFO, "sqlite.no-table", f"there is no table {name}", fix)
+    return Finding(
+        Severity.WARNING,
+        "sqlite.no-table",
+        f"there is no table {name}; Celery's columns are in {', '.join(similar)}",
+        "name it under `tables: {task}` of the backend",
+    )

@@ -3,6 +3,15 @@
 -- name: kind_of
 SELECT type FROM sqlite_master WHERE name = :name AND type IN ('table', 'view');
 
+-- name: similar
+-- Tables that look like Celery's task table: the policy may have its name wrong.
+SELECT candidate.name
+FROM sqlite_master AS candidate
+WHERE candidate.type = 'table'
+  AND (SELECT count(*) FROM pragma_table_info(candidate.name) WHERE name IN ('task_id', 'date_done', 'status')) = 3
+  AND NOT EXISTS (SELECT 1 FROM pragma_table_info(candidate.name) WHERE name = 'archived_at')
+ORDER BY candidate.name;
+
 -- name: columns
 SELECT name, type, "notnull" AS not_null, dflt_value AS default_value
 FROM pragma_table_info(:table)
