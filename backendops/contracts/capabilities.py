@@ -129,6 +129,8 @@ class MemoryReport:
     """The part of the keyspace the figures by kind were read from, 0 to 1; they are scaled up to the whole."""
     biggest: tuple[tuple[str, int], ...] = ()
     """Name and bytes of the largest result keys that were weighed."""
+    broker_databases: tuple[int, ...] = ()
+    """Other databases of the server that have a broker in them: eviction takes from all of them alike."""
     allocator: str = ""
     """The memory allocator, which decides what helps against fragmentation."""
 

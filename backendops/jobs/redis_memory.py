@@ -124,12 +124,12 @@ class RedisMemory(Job):
     def _eviction(self, report: MemoryReport) -> Iterator[Finding]:
         everything = report.eviction_policy.startswith("allkeys")
         when = "" if report.limit else " as soon as maxmemory is set"
-        if everything and report.broker_keys:
+        if everything and (report.broker_keys or report.broker_databases):
             yield Finding(
                 Severity.CRITICAL if report.limit else Severity.WARNING,
                 "redis.eviction-can-hit-broker",
-                f"{report.eviction_policy} may evict any key{when}, and {report.broker_keys:,} keys of a Celery broker "
-                "are in this database: queues with waiting tasks can vanish",
+                f"{report.eviction_policy} may evict any key{when}, and a Celery broker is {_broker_place(report)}: "
+                "queues with waiting tasks can vanish",
                 "CONFIG SET maxmemory-policy volatile-ttl (and in redis.conf), which evicts only keys with an expiry, "
                 "or give the broker a server of its own",
             )
@@ -174,6 +174,13 @@ class RedisMemory(Job):
                 "operating system may end it, and a snapshot needs more",
                 "move to a larger host, or lower maxmemory",
             )
+
+
+def _broker_place(report: MemoryReport) -> str:
+    if report.broker_keys:
+        return f"in this database ({report.broker_keys:,} keys)"
+    numbers = ", ".join(map(str, report.broker_databases))
+    return f"in database {numbers} of the same server, which shares its memory"
 
 
 def _refused_writes(report: MemoryReport, severity: Severity) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,9 +15,10 @@ from celery import Celery
 from celery.app.task import Context
 from kombu import Connection, Exchange, Queue
 
+from backendops import embedded
 from backendops.backends.redis import expire as sweeping
 from backendops.backends.redis.keys import ResultKeys
-from backendops.contracts.errors import BackendBusy, BackendRefused
+from backendops.contracts.errors import BackendBusy, BackendRefused, BackendUnreachable
 from backendops.contracts.readings import Severity
 from backendops.contracts.retention import Retention, Rule
 from backendops.contracts.run import Limits, NoWatermarks, Preview, Step
@@ -469,6 +471,30 @@ def test_a_cursor_of_another_server_is_forgotten(valkey_url: str, fill_celery_ke
         steps = list(JOB.run(backend, datetime.now(UTC), FixedPace(100)))
 
     assert sum(step.rows for step in steps) == 300
+
+
+def test_a_server_that_goes_away_in_the_middle_is_unreachable_and_the_next_run_goes_on(
+    tmp_path: Path, fill_celery_keys: Callable[..., None]
+) -> None:
+    server = embedded.start_valkey(tmp_path / "server", password="", settings=["appendonly yes"])
+    watermarks = NoWatermarks()
+    try:
+        fill_celery_keys(server.url(), 1000, 1.0)
+        with opened(server.url(), watermarks=watermarks) as backend, backend.lock() as held:
+            assert held is not None
+            steps = JOB.run(backend, datetime.now(UTC), FixedPace(100))
+            given = next(steps).rows
+            server.stop()
+            with pytest.raises(BackendUnreachable, match="cannot be reached"):
+                next(steps)
+            with pytest.raises(BackendUnreachable):
+                held.still_held()
+        server.start()
+        with opened(server.url(), watermarks=watermarks) as backend:
+            rest = sum(step.rows for step in JOB.run(backend, datetime.now(UTC), FixedPace(100)))
+    finally:
+        server.stop()
+    assert given + rest == 1000
 
 
 def test_one_run_at_a_time_and_the_lock_never_stays(redis_url: str, client: redis.Redis) -> None:

@@ -176,6 +176,24 @@ def test_a_broker_in_the_same_database_is_seen(redis_url: str, client: redis.Red
     assert found.result_keys["task"] == 1
 
 
+def test_a_broker_is_seen_without_a_full_scan_and_in_another_database(
+    redis_url: str, client: redis.Redis, fill_celery_keys: Callable[..., None]
+) -> None:
+    queue(redis_url)
+    fill_celery_keys(redis_url, 20_000, 0)
+    assert report(redis_url, seconds=0).broker_keys > 0
+
+    other = redis_url.removesuffix("/0") + "/5"
+    with client_of(other) as results:
+        results.set("celery-task-meta-1", "x", ex=1000)
+    with configured(client, maxmemory_policy="allkeys-lru"):
+        assert report(other).broker_databases == (0,)
+        (found,) = (finding for finding in preview(other).findings if "broker" in finding.code)
+        assert "in database 0 of the same server" in found.sentence
+        assert report(redis_url, seconds=0).broker_databases == ()
+    assert report(other).broker_databases == ()
+
+
 @pytest.mark.parametrize(
     ("policy", "limited", "broker", "expected"),
     [

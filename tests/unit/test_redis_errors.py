@@ -38,6 +38,7 @@ from backendops.contracts.errors import BackendBusy, BackendError, BackendRefuse
         ("MISCONF Errors writing to the AOF file: No space left on device", BackendRefused, "append-only write failed"),
         ("DENIED Redis is running in protected mode because", BackendRefused, "protected mode"),
         ("MOVED 14052 127.0.0.1:43802", BackendRefused, "Redis Cluster"),
+        ("CROSSSLOT Keys in request don't hash to the same slot", BackendRefused, "Redis Cluster"),
         ("ASK 14052 127.0.0.1:43802", BackendRefused, "Redis Cluster"),
         ("NOAUTH Authentication required.", BackendRefused, "refused the login"),
         ("WRONGPASS invalid username-password pair or user is disabled.", BackendRefused, "refused the login"),

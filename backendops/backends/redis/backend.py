@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Self
 
@@ -140,7 +141,7 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
 
     def report_memory(self, time_limit: timedelta) -> MemoryReport:
         with self._translated():
-            return memory.report(self.client, self.keys, self.address.db, time_limit)
+            return memory.report(self.client, self.keys, self.address.db, time_limit, self._other_database)
 
     def report_pool(self) -> PoolReport:
         with self._translated():
@@ -158,9 +159,13 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
             raise RuntimeError("open the backend first")
         return self._client
 
-    def _connect(self, limits: Limits, answer_timeout: timedelta) -> redis.Redis:
+    def _other_database(self, number: int) -> redis.Redis:
+        return self._connect(self._limits, self._limits.statement_timeout, number)
+
+    def _connect(self, limits: Limits, answer_timeout: timedelta, database: int | None = None) -> redis.Redis:
+        address = self.address
         return connection.connect(
-            self.address,
+            address if database is None else replace(address, db=database),
             connect_timeout=limits.connect_timeout / 2,
             answer_timeout=answer_timeout,
             master_name=self.master_name,

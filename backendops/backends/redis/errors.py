@@ -35,6 +35,12 @@ def translated(address: str, acl: str) -> Iterator[None]:
         raise translate(error, address, acl) from error
 
 
+_CLUSTER: Final = (
+    BackendRefused,
+    "{address} is a node of a Redis Cluster",
+    "Celery cannot keep results in a cluster: use a standalone server or Sentinel",
+)
+
 # By the word that Redis begins an error with; redis-py takes some of these words away again.
 _WORDS: Final[dict[str, tuple[type[BackendError], str, str]]] = {
     "LOADING": (
@@ -83,16 +89,9 @@ _WORDS: Final[dict[str, tuple[type[BackendError], str, str]]] = {
         "{address} is in protected mode and refuses connections from other hosts",
         "give it a password (requirepass or an ACL user) or bind it to the right address",
     ),
-    "MOVED": (
-        BackendRefused,
-        "{address} is a node of a Redis Cluster",
-        "Celery cannot keep results in a cluster: use a standalone server or Sentinel",
-    ),
-    "ASK": (
-        BackendRefused,
-        "{address} is a node of a Redis Cluster",
-        "Celery cannot keep results in a cluster: use a standalone server or Sentinel",
-    ),
+    "MOVED": _CLUSTER,
+    "ASK": _CLUSTER,
+    "CROSSSLOT": _CLUSTER,
 }  # fmt: skip
 
 # redis-py's classes for the words it takes away where it has no status_code (before 7.0).
@@ -104,6 +103,7 @@ _CLASSES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (driver.ClusterDownError, "CLUSTERDOWN"),
     (driver.TryAgainError, "TRYAGAIN"),
     (driver.AskError, "ASK"),  # a MovedError is an AskError
+    (driver.ClusterCrossSlotError, "CROSSSLOT"),
 )
 
 # The same refusals told from inside a script, where some servers put the word in the middle of the text.
@@ -164,9 +164,12 @@ def _lost(error: Exception, address: str, text: str) -> BackendError:
             "is the host reachable, and is the server not held by a slow command (SLOWLOG GET)?",
         )
     if isinstance(error, driver.ConnectionError | OSError):
+        # A server that wants a client's certificate and gets none just hangs up.
+        tls = ", is its certificate signed by ssl_ca_certs, and does it want the client's (ssl_certfile, ssl_keyfile)"
         return BackendUnreachable(
             f"{address} cannot be reached: {text}",
-            "is the server running, and are host, port and scheme (redis:// or rediss://) right?",
+            "is the server running, are host, port and scheme (redis:// or rediss://) right"
+            f"{tls if address.startswith('rediss:') else ''}?",
         )
     return BackendError(f"{address} answered with an error: {text}")
 
@@ -174,7 +177,7 @@ def _lost(error: Exception, address: str, text: str) -> BackendError:
 def _plain(error: Exception) -> str:
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     # Servers add the script's hash and line to what went wrong inside it, which helps nobody.
-    return _WHERE_IN_SCRIPT.sub("", said).removeprefix("ACL failure in script: ")
+    return _WHERE_IN_SCRIPT.sub("", said).removeprefix("ACL failure in script: ").rstrip(".")
 
 
 def _login(text: str) -> bool:

@@ -6,7 +6,7 @@ import heapq
 import random
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -27,6 +27,9 @@ WEIGHED: Final = 20
 SAMPLES: Final = 50
 
 BIGGEST: Final = 5
+
+# Redis' own default number of databases; who has more does not keep a broker in the seventeenth.
+MOST_DATABASES: Final = 16
 
 # kombu's own fixed names: a sampled scan may pass by a handful of keys, EXISTS does not.
 BROKER_NAMES: Final = (
@@ -58,8 +61,13 @@ class Survey:
         return sum(weights) / len(weights) if weights else 0.0
 
 
-def report(client: redis.Redis, keys: ResultKeys, db: int, time_limit: timedelta) -> MemoryReport:
-    """Read INFO, then scan for at most `time_limit`; figures by kind are scaled up where the scan did not end."""
+def report(
+    client: redis.Redis, keys: ResultKeys, db: int, time_limit: timedelta, other: Callable[[int], redis.Redis]
+) -> MemoryReport:
+    """Read INFO, then scan for at most `time_limit`; figures by kind are scaled up where the scan did not end.
+
+    `other` connects to another database of the same server.
+    """
     info: Mapping[str, Any] = client.info()
     space = info.get(f"db{db}", {})
     total, expiring = int(space.get("keys", 0)), int(space.get("expires", 0))
@@ -91,6 +99,7 @@ def report(client: redis.Redis, keys: ResultKeys, db: int, time_limit: timedelta
         result_bytes={kind: round(count * survey.mean_weight(kind)) for kind, count in counts.items()},
         result_keys_without_ttl=round(survey.without_ttl * scale),
         broker_keys=max(survey.broker, _existing(client, BROKER_NAMES)),
+        broker_databases=_with_a_broker(info, db, other),
         sampled=part,
         biggest=tuple((name, size) for size, name in sorted(survey.biggest, reverse=True)),
         allocator=str(info.get("mem_allocator", "")),
@@ -178,6 +187,22 @@ def _existing(client: redis.Redis, names: Sequence[str | bytes]) -> int:
         return int(client.exists(*names)) if names else 0
     except NoPermissionError:
         return 0
+
+
+def _with_a_broker(info: Mapping[str, Any], db: int, other: Callable[[int], redis.Redis]) -> tuple[int, ...]:
+    if not str(info.get("maxmemory_policy", "")).startswith("allkeys"):
+        return ()  # only these policies reach a broker's keys, which have no expiry
+    numbers = sorted(int(name[2:]) for name in info if name.startswith("db") and name[2:].isdigit())
+    found = []
+    for number in numbers[:MOST_DATABASES]:
+        if number != db:
+            client = other(number)
+            try:
+                if _existing(client, BROKER_NAMES):
+                    found.append(number)
+            finally:
+                client.close()
+    return tuple(found)
 
 
 def _last_save(client: redis.Redis, info: Mapping[str, Any]) -> datetime | None:
