@@ -1,7 +1,5 @@
 """Every backend under test: a fresh store of its own, and a look at it that does not go through backendops."""
 
-
-
 from __future__ import annotations
 
 import hashlib
@@ -20,7 +18,7 @@ from backendops.backends.redis import RedisBackend
 from backendops.backends.sql import SqlBackend
 from backendops.backends.sqlite import SqliteBackend
 from backendops.contracts.backend import Backend
-from backendops.contracts.run import Limits, NoWatermarks, Pace, Step, Steps
+from backendops.contracts.run import Limits, NoWatermarks, Pace, Step, Steps, Watermarks
 from tests.servers import Servers, postgres_versions
 
 LIVE, GROUPS = "celery_taskmeta", "celery_tasksetmeta"
@@ -70,9 +68,9 @@ class Store:
         return self.kind.model_validate({"url": self.url, **keys})
 
     @contextmanager
-    def opened(self, limits: Limits | None = None, **keys: Any) -> Iterator[Any]:
+    def opened(self, limits: Limits | None = None, watermarks: Watermarks | None = None, **keys: Any) -> Iterator[Any]:
         """The same, connected for a run."""
-        with self.backend(**keys).open(limits or Limits(), NoWatermarks()) as backend:
+        with self.backend(**keys).open(limits or Limits(), watermarks or NoWatermarks()) as backend:
             yield backend
 
     def previewing(self, **keys: Any) -> AbstractContextManager[Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import psycopg2
 import pytest
 
+from backendops.backends.postgres import PostgresBackend
 from backendops.contracts.capabilities import ArchivePlan, CanArchive
 from backendops.contracts.errors import BackendBusy, BackendRefused, BackendUnreachable
 from backendops.contracts.retention import Retention
@@ -16,6 +18,8 @@ from backendops.contracts.run import Limits
 from backendops.engine.pacing import TimedPace
 from tests.celery_rows import celery_results, ensure_tables, fill_celery_table
 from tests.conformance.stores import ARCHIVE, GROUP_ARCHIVE, GROUPS, LIVE, FixedPace, TableStore, drive
+from tests.pgbouncer import PgBouncer
+from tests.servers import Postgres
 
 CAPABILITY = CanArchive
 
@@ -461,3 +465,44 @@ def test_changing_the_length_of_partitions_fits_new_ones_between_the_old(postgre
         "FOR VALUES FROM ('2026-04-09') TO ('2026-04-10')",
         "FOR VALUES FROM ('2026-04-01') TO ('2026-04-06')",
     ]
+
+
+def test_through_pgbouncer_in_transaction_mode(
+    postgres18_server: Postgres, postgres18_url: str, tmp_path: Path
+) -> None:
+    """Two server connections for everybody: one is the lock's, the other is shared statement by statement."""
+    fill_celery_table(postgres18_url, 200, started=3)
+    direct = TableStore(PostgresBackend, postgres18_url)
+    every, before = direct.ids(), direct.checksum(LIVE)
+    with PgBouncer(tmp_path, postgres18_server, pool_size=2).start() as pooler:
+        pooled = TableStore(PostgresBackend, pooler.url(postgres18_url.rsplit("/", 1)[-1]))
+        stranger = psycopg2.connect(pooled.url.removeprefix("db+"))
+        stranger.autocommit = True
+        with pooled.opened() as backend, direct.opened() as other, stranger.cursor() as cursor:
+            with backend.lock() as lock:
+                for step in backend.archive(older_than(), PLAN, FixedPace(30)):
+                    assert step is not None
+                    assert lock.still_held()
+                    cursor.execute("SELECT current_setting('statement_timeout'), current_setting('enable_seqscan')")
+                    assert cursor.fetchall() == [("0", "on")]
+                with other.lock() as second:
+                    assert second is None
+            with other.lock() as second:
+                assert second is not None
+        stranger.close()
+    assert sorted(direct.ids() + direct.ids(ARCHIVE)) == every
+    assert len(direct.ids(ARCHIVE)) == 100
+    assert direct.checksum(LIVE, ARCHIVE) == before
+
+
+def test_a_server_that_is_not_there_or_does_not_let_us_in(postgres18_url: str) -> None:
+    for url, error in (
+        (postgres18_url.rsplit("/", 1)[0] + "/no_such_database", BackendRefused),
+        (_as_role(postgres18_url, "nobody"), BackendRefused),
+        ("db+postgresql://user:secret@127.0.0.1:1/results", BackendUnreachable),
+        (postgres18_url + "?no_such_option=secret", BackendRefused),
+    ):
+        with pytest.raises(error) as refusal, TableStore(PostgresBackend, url).opened():
+            pass
+        assert refusal.value.hint
+        assert ":secret" not in str(refusal.value)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import psycopg2
 import pytest
 
+from backendops.backends.postgres import passes
 from backendops.contracts.capabilities import CanExpire
 from backendops.contracts.errors import BackendError
 from backendops.contracts.retention import Retention, Rule
-from backendops.contracts.run import Limits
+from backendops.contracts.run import Limits, NoWatermarks
 from tests.celery_rows import celery_results, fill_celery_table
 from tests.conformance.stores import GROUPS, LIVE, FixedPace, TableStore, drive
 
@@ -179,3 +181,78 @@ def test_settings_of_a_run_do_not_outlive_its_transactions(postgres: TableStore)
             )
             assert cursor.fetchall() == []
         raw.rollback()
+
+
+class OneDayLater(NoWatermarks):
+    """What was remembered a day ago."""
+
+    def recall(self, key: str) -> str | None:
+        told = super().recall(key)
+        if told is not None:
+            last = json.loads(told)
+            last["full"] = (datetime.fromisoformat(last["full"]) - DAY).isoformat()
+            told = json.dumps(last)
+        return told
+
+
+def test_without_an_index_a_second_run_does_not_read_the_young_rows_again(
+    postgres: TableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "WORTH_SKIPPING", 100)
+    monkeypatch.setattr(passes, "QUIET_ROWS", 40)
+    fill_celery_table(postgres.url, 400)
+    postgres.execute("DROP INDEX ix_celery_taskmeta_date_done")
+    remembered = NoWatermarks()
+    for batches in (22, 4):
+        with postgres.opened(watermarks=remembered) as backend:
+            # Twenty ranges of twenty rows and the steps before and after; then two ranges say that the rest is young.
+            assert len(drive(backend.expire(keep(7), FixedPace(20)))) == batches
+    postgres.execute(f"UPDATE {LIVE} SET date_done = '2025-01-01' WHERE id IN (201, 390)")
+    for left in ([390], [390]):
+        with postgres.opened(watermarks=remembered) as backend:
+            drive(backend.expire(keep(7), FixedPace(20)))
+        assert [row for row in postgres.ids() if row in (201, 390)] == left
+    later = OneDayLater()
+    later._values = remembered._values
+    with postgres.opened(watermarks=later) as backend:
+        drive(backend.expire(keep(7), FixedPace(20)))
+    assert 390 not in postgres.ids()
+
+
+def test_in_a_table_of_ordinary_size_every_run_looks_at_every_row(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 40, failures=0.5)
+    remembered = NoWatermarks()
+    for _ in range(3):
+        postgres.execute(f"UPDATE {LIVE} SET date_done = '2025-01-01' WHERE id = (SELECT max(id) FROM {LIVE})")
+        last = postgres.ids()[-1]
+        with postgres.opened(watermarks=remembered) as backend:
+            drive(backend.expire(keep(7, Rule(None, state="SUCCESS", task="no")), FixedPace(5)))
+        assert last not in postgres.ids()
+
+
+def test_rows_that_are_kept_longer_are_not_read_again_by_every_run(
+    postgres: TableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "WORTH_SKIPPING", 40)
+    fill_celery_table(postgres.url, 400, due=1, older_than=timedelta(0), spread=timedelta(days=40), failures=0.5)
+    remembered = NoWatermarks()
+    rules = ("FAILURE", 20)
+
+    def run(at: datetime, watermarks: NoWatermarks) -> tuple[int, int]:
+        with postgres.opened(watermarks=watermarks) as backend:
+            retention = Retention(at - 10 * DAY, (Rule(at - rules[1] * DAY, state=rules[0]),))
+            steps = drive(backend.expire(retention, FixedPace(10)))
+            return len(steps), sum(step.rows for step in steps)
+
+    now = datetime.now(UTC)
+    first, removed = run(now, remembered)
+    assert removed == 251
+    # Ten rows a day: an hour later nothing is due, and two ranges are looked at instead of a hundred kept rows.
+    assert run(now + timedelta(hours=1), remembered)[0] == 4
+    assert first > 30
+    # A day later ten rows of each cutoff's day are due, as far as they are of the state that it is for.
+    left = postgres.execute(f"SELECT count(*) FROM {LIVE}")[0][0]
+    _, removed = run(now + DAY, remembered)
+    _, by_full_pass = run(now + DAY, NoWatermarks())
+    assert by_full_pass == 0
+    assert postgres.execute(f"SELECT count(*) FROM {LIVE}")[0][0] == left - removed < left

@@ -75,6 +75,11 @@ class PostgresSession(SqlBackend):
                 opened._connection.close()
             opened._engine.dispose()
 
+    @property
+    def watermarks(self) -> Watermarks:
+        """What this backend remembers between runs."""
+        return self._watermarks
+
     def make_engine(self, limits: Limits) -> Engine:
         """An engine that keeps no connection: a fresh one each time, which the caller closes."""
         return create_engine(self.sqlalchemy_url, poolclass=NullPool, connect_args=self._connect_args(limits))

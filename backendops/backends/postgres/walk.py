@@ -21,6 +21,7 @@ from backendops.backends.postgres.errors import (
     STATEMENT_TIMEOUT,
     code_of,
 )
+from backendops.backends.postgres.passes import Pass
 from backendops.backends.postgres.tables import LiveTable
 from backendops.backends.sql_files import load
 from backendops.contracts.errors import BackendBusy, BackendError
@@ -40,8 +41,10 @@ class Span:
 
     low: Key
     high: Key
+    size: int
+    """How many rows were asked for."""
     full: bool
-    """Does it have as many rows as were asked for?"""
+    """Does it have as many?"""
     crowded: bool = False
     """Do more rows than were asked for share one value, so that the range cannot be cut to size?"""
 
@@ -91,10 +94,10 @@ class Walk:
     def __init__(self, session: PostgresSession, live: LiveTable, due: Due, deed: Deed, pace: Pace) -> None:
         self.by = walked_column(live)
         self._session = session
-        self._live = live
         self._due = due
         self._deed = deed
         self._pace = pace
+        self._pass = Pass(session.watermarks, live, due, deed.job)
         self._slots = {"live": live.slot, "by": self.by, "due": due.sql, **deed.slots}
         self.emptied_to: Key | None = None
         """Up to here nothing is left: looking for the oldest from here on skips what the walk has just removed."""
@@ -104,8 +107,41 @@ class Walk:
 
         Raises BackendBusy where a range fails three times in a row.
         """
-        low, end = self._ends()
-        failures, failed_check, is_emptied = 0, False, True
+        locked = 0
+        for low, end, is_from_start in self._courses():
+            is_emptied = is_from_start
+            for span, taken in self._along(low, end):
+                locked += taken.locked
+                if is_emptied:
+                    self.emptied_to = span.low
+                    is_emptied = span.full and taken.rows == span.size
+                self._pass.has_read(span.size - taken.rows if span.full and not span.crowded else 0)
+                yield taken
+                if self.by == "id" and self._is_over(span, taken):
+                    break
+        if not locked:
+            self._pass.completed()
+
+    def _courses(self) -> Iterator[tuple[Key, Key, bool]]:
+        """Where to walk: from, to, and whether that is from the table's own beginning."""
+        if self.by == "id":
+            with self._transaction() as connection:
+                last = connection.execute(load("postgres", "walk", "find_last", self._slots)).scalar_one()
+            windows: list[tuple[Key | None, Key]] = [] if last is None else [(None, last + 1)]
+        else:
+            windows = [(window.low, window.end) for window in self._pass.windows()]
+        for start, end in windows:
+            low = start
+            if low is None:
+                with self._transaction() as connection:
+                    first = load("postgres", "walk", "find_first", self._slots)
+                    low = connection.execute(first, {"end": end}).scalar_one()
+            if low is not None:
+                yield low, end, start is None
+
+    def _along(self, start: Key, end: Key) -> Iterator[tuple[Span, Taken]]:
+        low: Key | None = start
+        failures, failed_check = 0, False
         while low is not None:
             began, size = monotonic(), self._pace.size
             try:
@@ -113,7 +149,7 @@ class Walk:
                 prepared = monotonic()
                 self._deed.prepare(span, failed_check)
                 began += monotonic() - prepared
-                taken, is_done = self._take(span, size)
+                taken, is_done = self._take(span)
             except BackendError as error:
                 failures, failed_check = failures + 1, code_of(error) == CHECK_VIOLATION
                 if failures == TRIES or not (failed_check or isinstance(error, BackendBusy)):
@@ -122,24 +158,21 @@ class Walk:
                 continue
             failures, failed_check = 0, False
             self._pace.measured(size if span.full and not span.crowded else taken.rows, monotonic() - began)
-            if is_emptied:
-                self.emptied_to = low
-                is_emptied = span.full and taken.rows == size
-            yield taken
+            yield span, taken
             if is_done:
                 low = span.high if span.high < end else None  # type: ignore[operator] # both are of the walked column
 
-    def _ends(self) -> tuple[Key | None, Key]:
+    def _is_over(self, span: Span, taken: Taken) -> bool:
+        if taken.rows or taken.locked:
+            self._pass.is_not_quiet()
+            return False
+        if not self._pass.is_short:
+            return False
         with self._transaction() as connection:
-            end: Key | None = self._due.latest
-            if self.by == "id":
-                last = connection.execute(load("postgres", "walk", "find_last", self._slots)).scalar_one()
-                end = None if last is None else last + 1
-            if end is None:
-                return None, 0
-            return connection.execute(
-                load("postgres", "walk", "find_first", self._slots), {"end": end}
-            ).scalar_one(), end
+            oldest = connection.execute(
+                load("postgres", "walk", "find_oldest_of_range", self._slots), span.values
+            ).scalar_one()
+        return self._pass.is_over(span.size, oldest)
 
     def _span(self, low: Key, end: Key, size: int) -> Span:
         with self._transaction() as connection:
@@ -148,13 +181,13 @@ class Walk:
                 load("postgres", "walk", "find_bound", self._slots), {**values, "size": size}
             ).scalar_one_or_none()
             if bound is None:
-                return Span(low, end, full=False)
+                return Span(low, end, size, full=False)
             if bound != low:
-                return Span(low, bound, full=True)
+                return Span(low, bound, size, full=True)
             following = connection.execute(load("postgres", "walk", "find_next", self._slots), values).scalar_one()
-            return Span(low, end if following is None else following, full=True, crowded=True)
+            return Span(low, end if following is None else following, size, full=True, crowded=True)
 
-    def _take(self, span: Span, size: int) -> tuple[Taken, bool]:
+    def _take(self, span: Span) -> tuple[Taken, bool]:
         values = {**self._due.values, **self._deed.values, **span.values}
         if not span.crowded:
             try:
@@ -166,8 +199,8 @@ class Walk:
                     raise
         with self._transaction() as connection:
             unlocked = load("postgres", self._deed.job, self._deed.unlocked, self._slots)
-            rows = connection.execute(unlocked, {**values, "size": size}).rowcount
-            if rows >= size:
+            rows = connection.execute(unlocked, {**values, "size": span.size}).rowcount
+            if rows >= span.size:
                 return Taken(rows), False
             left = connection.execute(load("postgres", "walk", "count_left", self._slots), values).scalar_one()
             return Taken(rows, left), True

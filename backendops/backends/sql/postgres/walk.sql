@@ -28,6 +28,12 @@ SELECT count(*)
 FROM /* live */ celery_taskmeta
 WHERE /* by */ date_done >= :low AND /* by */ date_done < :high AND /* due */ (date_done < :cutoff);
 
+-- name: find_oldest_of_range
+-- Whether a walk by id has left behind everything that finished before the cutoff.
+SELECT min(date_done)
+FROM /* live */ celery_taskmeta
+WHERE /* by */ date_done >= :low AND /* by */ date_done < :high;
+
 -- name: count_due
 -- How much there is to do, and from when the oldest of it is.
 SELECT count(*) AS rows, min(date_done) AT TIME ZONE :zone AS oldest
