@@ -101,11 +101,13 @@ def _demo(policy: Path, directory: Path, port: int, ending: ExitStack) -> None:
 
     shop = application.application(valkey.url())
     _visit(shop)
-    _wait_for_results(postgres.superuser_url(), valkey.url())
-    rows = history.copy_rows(postgres.superuser_url(), COPIES)
-    keys = history.age_keys(valkey.url(), settled=timedelta(0))
-    say("Two Celery workers run tasks that succeed, fail, are tried again, and form groups and chords.")
-    say(f"{rows:,} results in PostgreSQL and {keys:,} in Valkey were made to look days to months old; more will be.")
+    if _results_come(daemon, postgres.superuser_url(), valkey.url()):
+        rows = history.copy_rows(postgres.superuser_url(), COPIES)
+        keys = history.age_keys(valkey.url(), settled=timedelta(0))
+        say("Two Celery workers run tasks that succeed, fail, are tried again, and form groups and chords.")
+        say(
+            f"{rows:,} results in PostgreSQL and {keys:,} in Valkey were made to look days to months old; more will be."
+        )
     while daemon.poll() is None:
         _visit(shop)
         time.sleep(ROUND)
@@ -162,7 +164,7 @@ def _worker(name: str, broker: str, backend: str, directory: Path) -> Iterator[s
     try:
         yield process
     finally:
-        _end(process, seconds=5)
+        _end(process, seconds=3)
 
 
 @contextmanager
@@ -209,16 +211,16 @@ def _end(process: subprocess.Popen[bytes], seconds: float) -> None:
         process.wait()
 
 
-def _wait_for_results(postgres_url: str, valkey_url: str) -> None:
-    """Until the workers have stored most of their first tasks' results."""
+def _results_come(daemon: subprocess.Popen[bytes], postgres_url: str, valkey_url: str) -> bool:
+    """Wait until the workers have stored most of their first tasks' results; False where the daemon ends first."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
+    while daemon.poll() is None:
         if min(_stored_rows(postgres_url), _stored_keys(valkey_url)) >= TASKS // 2:
-            return
+            return True
+        if time.monotonic() > deadline:
+            raise BackendopsError(f"no worker stored results within {PATIENCE:.0f} s: see the worker-*.log files")
         time.sleep(0.05)
-    raise BackendopsError(
-        f"no worker stored results within {PATIENCE:.0f} s: see worker-results.log and worker-cache.log"
-    )
+    return False
 
 
 def _stored_rows(url: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -116,7 +117,7 @@ def test_nothing_outlives_a_kill(tmp_path: Path) -> None:
         wait_until(lambda: not alive(children), "the end of every process it started", output)
 
 
-def test_a_taken_port_and_a_second_demo_are_said(tmp_path: Path) -> None:
+def test_a_taken_port_and_a_wrong_policy_are_said(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text("version: 2\n")
     with subprocess.Popen([sys.executable, "-c", _LISTEN], stdout=subprocess.PIPE, stdin=subprocess.PIPE) as holder:
         assert holder.stdout is not None
@@ -137,6 +138,22 @@ def test_a_taken_port_and_a_second_demo_are_said(tmp_path: Path) -> None:
     # And a policy that is wrong ends it with the daemon's own words.
     assert "policy.yaml:1:10:" in said.stdout
     assert "the daemon ended with exit code 2" in said.stderr
+
+
+def test_a_second_demo_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = subprocess.run(
+            [sys.executable, "-m", "backendops.demo", "--directory", tmp_path],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
+        )
+    assert said.returncode == 1
+    assert said.stderr == (f"a demo runs in {tmp_path} already: end that one, or give this one another --directory\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 _LISTEN = """

@@ -56,6 +56,10 @@ def test_every_command_explains_itself() -> None:
     with cli.make_context("backendops", [], resilient_parsing=True) as context:
         commands = cli.list_commands(context)
     assert len(commands) >= 11
+    headings = " ".join(
+        re.findall(r"^## (.*)", (ROOT / "docs" / "commands.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert set(commands) - set(re.findall(r"[a-z-]+", headings)) == set()
     for command in commands:
         shown = CliRunner().invoke(cli, [command, "--help"])
         assert shown.exit_code == 0, command
