@@ -163,6 +163,8 @@ def _postgres(version: str) -> Callable[[Servers, Path], AbstractContextManager[
 
 @contextmanager
 def _sqlite(servers: Servers, directory: Path) -> Iterator[str]:
+    # An empty file is an empty database; backendops would not make one.
+    (directory / "results.db").touch()
     yield f"db+sqlite:///{directory / 'results.db'}"
 
 
