@@ -115,7 +115,7 @@ def back_date(url: str, task_ids: list[str], age: timedelta) -> None:
         client.close()
 
 
-def fill_celery_table(  # noqa: PLR0913 - every one has a default and is given by name
+def fill_celery_table(
     url: str,
     rows: int,
     due: float = 0.5,
@@ -156,7 +156,7 @@ def fill_celery_table(  # noqa: PLR0913 - every one has a default and is given b
             connection.execute(text(statement), values)
 
 
-def fill_celery_keys(  # noqa: PLR0913 - every one has a default and is given by name
+def fill_celery_keys(
     url: str,
     count: int,
     without_ttl: float = 0.5,
