@@ -30,14 +30,16 @@ class Process:
         here = Process.this()
         if self.host != here.host or self.world != here.world:
             return None
-        if not self.start:  # a system without /proc
+        if not self.start or not Path(f"/proc/{self.pid}").exists():
+            # A system without /proc; or it hides what other users run (systemd's ProtectProc=, hidepid=).
             try:
                 os.kill(self.pid, 0)
             except ProcessLookupError:
                 return True
             except PermissionError:
-                return False
-            return False
+                pass
+            # Somebody has the number; whether it is still the same process cannot be seen.
+            return None if self.start else False
         return _start_of(self.pid) != self.start
 
 
