@@ -170,8 +170,9 @@ def test_what_is_no_database_is_refused(sqlite_url: str, tmp_path: Path) -> None
 
 def test_a_file_without_tables_is_nothing_to_do_and_says_so(sqlite_url: str) -> None:
     path_of(sqlite_url).touch()
-    [step] = archive(sqlite_url, older_than(DAY))
-    assert [finding.code for finding in step.findings] == ["sqlite.no-table"]
+    steps = archive(sqlite_url, older_than(DAY))
+    assert steps[0].what == "there is no table celery_taskmeta"
+    assert [finding.code for step in steps for finding in step.findings] == ["sqlite.no-table"]
 
 
 def test_a_wrong_table_name_is_answered_with_the_right_one(sqlite_url: str) -> None:
@@ -496,6 +497,8 @@ def test_another_writer_is_waited_for_three_times_and_then_named(sqlite_url: str
     with raw(sqlite_url) as other, opened(sqlite_url, lock_timeout=0.05) as backend:
         steps = backend.expire(older_than(DAY), pace)
         other.execute("BEGIN IMMEDIATE")
+        # Counting takes no lock.
+        assert next(steps).what == "10 results are due"
         assert [next(steps).what, next(steps).what] == ["waited for another writer"] * 2
         with pytest.raises(BackendBusy, match="locked"):
             next(steps)

@@ -37,19 +37,21 @@ class ArchiveTable:
             "live": quoted(self.live.name),
         }
 
+    @property
+    def fits(self) -> bool:
+        """Can rows be copied as it is?"""
+        return self.exists and not self.missing
+
     def prepare(self, connection: Connection) -> str:
-        """Make the table fit, inside the caller's transaction; says what was done, nothing where it did fit."""
+        """Make the table fit, inside the caller's transaction; says what was done."""
         if not self.exists:
-            connection.execute(load("sqlite", "archive_table", "create_archive", self.slots))
+            for statement in ("create_archive", "create_index"):
+                connection.execute(load("sqlite", "archive_table", statement, self.slots))
+            return f"made {self.name}"
         for column in self.missing:
             slots = self.slots | {"definition": column.definition}
             connection.execute(load("sqlite", "archive_table", "add_column", slots))
-        connection.execute(load("sqlite", "archive_table", "create_index", self.slots))
-        if not self.exists:
-            return f"made {self.name}"
-        if self.missing:
-            return f"added {', '.join(column.name for column in self.missing)} to {self.name}"
-        return ""
+        return f"added {', '.join(column.name for column in self.missing)} to {self.name}"
 
 
 def archive_name(plan: ArchivePlan, live: str) -> str:

@@ -22,8 +22,8 @@ from backendops.backends.sqlite.errors import translated
 from backendops.backends.sqlite.lock import FileLock, file_lock
 from backendops.backends.sqlite.removal import Removal, Search
 from backendops.backends.sqlite.space import Vacuuming, space_of
+from backendops.backends.sqlite.sweep import Sweep
 from backendops.backends.sqlite.tables import LiveTable, find_tables
-from backendops.contracts import metrics
 from backendops.contracts.backend import Standing
 from backendops.contracts.capabilities import (
     ArchivePlan,
@@ -34,9 +34,9 @@ from backendops.contracts.capabilities import (
     PoolReport,
     VacuumPlan,
 )
-from backendops.contracts.readings import Finding, Reading, Severity
+from backendops.contracts.readings import Finding
 from backendops.contracts.retention import Retention
-from backendops.contracts.run import Limits, Pace, Preview, Step, Steps, Watermarks
+from backendops.contracts.run import Limits, Pace, Preview, Steps, Watermarks
 
 
 class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool):
@@ -121,75 +121,29 @@ class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool)
             return find_tables(self._opened.connection, self.tables.task, self.tables.group)
 
     def preview_expire(self, due: Retention) -> Preview:
-        return self._preview(due, None)
+        return self._sweep(due, None).preview("remove")
 
     def expire(self, due: Retention, pace: Pace) -> Steps:
-        yield from self._remove(due, None, pace)
+        yield from self._sweep(due, None).run(pace)
 
     def preview_archive(self, due: Retention, plan: ArchivePlan) -> Preview:
-        return self._preview(due, plan)
+        return self._sweep(due, plan).preview("archive")
 
     def archive(self, due: Retention, plan: ArchivePlan, pace: Pace) -> Steps:
-        yield from self._remove(due, plan, pace)
+        yield from self._sweep(due, plan).run(pace)
 
-    def _removals(self, due: Retention, plan: ArchivePlan | None) -> tuple[tuple[Removal, ...], tuple[Finding, ...]]:
-        connection, names = self._opened.connection, self.table_names()
+    def _sweep(self, due: Retention, plan: ArchivePlan | None) -> Sweep:
         tables, missing = self._live_tables()
-        removals = tuple(
-            Removal(
-                self._opened,
-                Search(table, due, self._clock),
-                archive_table(connection, table, names, plan) if plan else None,
-            )
-            for table in tables
-        )
-        return removals, missing
-
-    def _remove(self, due: Retention, plan: ArchivePlan | None, pace: Pace) -> Steps:
-        removals, missing = self._removals(due, plan)
-        for removal in removals:
-            if removal.archive:
-                with translated(self.path), self._opened.writing():
-                    made = removal.archive.prepare(self._opened.connection)
-                if made:
-                    yield Step(what=made)
-        for removal in removals:
-            yield from removal.run(pace)
-        yield Step(
-            readings=(metrics.RESULTS_DUE.read(0), *self._ages(removals)),
-            findings=missing + _unreadable(removals),
-        )
-
-    def _preview(self, due: Retention, plan: ArchivePlan | None) -> Preview:
-        removals, missing = self._removals(due, plan)
-        rows, parts, ages = 0, [], []
         with translated(self.path):
-            for removal in removals:
-                counted = 0
-                # Counted in pieces, as a run would find them: one long read would keep Celery from committing.
-                for found in removal.search.looks(self._opened.connection):
-                    counted += len(found)
-                    ages += [min(row.done_at for row in found)] if found else []
-                rows += counted
-                parts.append(f"{counted:,} from {removal.search.table.name}")
-        return Preview(
-            summary=f"{'move' if plan else 'remove'} {', '.join(parts) or 'nothing'}",
-            rows=rows,
-            oldest=min(ages, default=None),
-            cutoff=due.latest,
-            statements=tuple(sent for removal in removals for sent in removal.statements),
-            readings=(metrics.RESULTS_DUE.read(rows), *self._ages(removals)),
-            findings=missing + _unreadable(removals),
-        )
-
-    def _ages(self, removals: tuple[Removal, ...]) -> Iterator[Reading]:
-        now = datetime.now(UTC)
-        for table in (removal.search.table for removal in removals):
-            statement = "oldest_by_date" if table.date_done_index else "oldest_by_id"
-            row = self._opened.connection.execute(load("sqlite", "remove", statement, table.slots())).first()
-            moment = self._clock.read(*row) if row is not None else None
-            age = max((now - moment.likely).total_seconds(), 0.0) if moment else 0.0
-            yield metrics.RESULTS_OLDEST_AGE.read(age, table=table.name)
+            removals = tuple(
+                Removal(
+                    self._opened,
+                    Search(table, due, self._clock),
+                    archive_table(self._opened.connection, table, self.table_names(), plan) if plan else None,
+                )
+                for table in tables
+            )
+        return Sweep(self._opened, self._clock, due, removals, missing)
 
     def _vacuuming(self, plan: VacuumPlan) -> Vacuuming:
         tables = tuple(table.name for table in self._live_tables()[0])
@@ -223,17 +177,3 @@ class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool)
             connections={},
             connections_limit=0,
         )
-
-
-def _unreadable(removals: tuple[Removal, ...]) -> tuple[Finding, ...]:
-    return tuple(
-        Finding(
-            Severity.WARNING,
-            "sqlite.unreadable-date-done",
-            f"{removal.search.unreadable:,} rows of {removal.search.table.name} have a date_done that is no date; "
-            "they were left alone",
-            "set it to a date such as 2026-11-20 04:30:19.000000, or to NULL",
-        )
-        for removal in removals
-        if removal.search.unreadable
-    )
