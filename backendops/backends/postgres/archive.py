@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
@@ -36,10 +37,10 @@ class ArchiveOnPostgres(PostgresSession, CanArchive):
 
 
 def _move(session: PostgresSession, plan: ArchivePlan, target: Target) -> Deed:
-    archive, _ = ensure_archive(session, target.live, plan)
+    archive, made_ready = ensure_archive(session, target.live, plan)
     archive.require_insert()
-    partitions = _Partitions(session, plan, target, archive)
-    return _deed(session, target, archive.sql_name, archive.name, partitions)
+    deed = _deed(session, target, archive.sql_name, archive.name)
+    return replace(deed, made_ready=made_ready, prepare=_Partitions(session, plan, target, archive).prepare)
 
 
 def _planned_move(session: PostgresSession, plan: ArchivePlan, target: Target) -> Deed:
@@ -48,12 +49,12 @@ def _planned_move(session: PostgresSession, plan: ArchivePlan, target: Target) -
         archive = find_archive(connection, target.live, plan)
     if archive is not None:
         columns_to_add(target.live, archive)
-    return _deed(session, target, f"{quoted(schema)}.{quoted(name)}", name, None)
+    return _deed(session, target, f"{quoted(schema)}.{quoted(name)}", name)
 
 
-def _deed(session: PostgresSession, target: Target, sql_name: str, name: str, partitions: _Partitions | None) -> Deed:
+def _deed(session: PostgresSession, target: Target, sql_name: str, name: str) -> Deed:
     columns = literal(", ".join(quoted(column.name) for column in target.live.columns))
-    deed = Deed(
+    return Deed(
         "archive",
         "move_range",
         "move_unlocked",
@@ -61,7 +62,6 @@ def _deed(session: PostgresSession, target: Target, sql_name: str, name: str, pa
         {"zone": session.date_done_timezone},
         f"moved to {name}",
     )
-    return deed if partitions is None else deed.with_preparation(partitions.prepare)
 
 
 class _Partitions:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, ClassVar, Final, Self
 
+import psycopg2
 from pydantic import PrivateAttr, SecretStr, field_validator
 from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from backendops.backends.postgres.errors import driver_errors
 from backendops.backends.sql import SqlBackend
@@ -176,7 +177,8 @@ class PostgresSession(SqlBackend):
         self._cancel()
 
     def _cancel(self) -> None:
-        if self._connection is not None and not self._connection.closed and not self._connection.invalidated:
-            raw = self._connection.connection.dbapi_connection
-            if raw is not None:
+        # From another thread: the run may be closing the connection this very moment; then there is nothing to do.
+        with suppress(psycopg2.Error, SQLAlchemyError, AttributeError):
+            if self._connection is not None and not self._connection.closed and not self._connection.invalidated:
+                raw: Any = self._connection.connection.dbapi_connection
                 raw.cancel()

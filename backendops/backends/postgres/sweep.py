@@ -25,8 +25,9 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
     due = sum(count.rows for count in counts)
     about = "" if all(count.exact for count in counts) else "about "
     nothing = "; ".join(finding.sentence for finding in findings)
+    said = [f"{about}{due:,} results are due"] if targets or not nothing else [nothing]
     yield Step(
-        what=nothing if not targets and nothing else f"{about}{due:,} results are due",
+        what="; ".join([*said, *(deed.made_ready for _, deed in deeds if deed.made_ready)]),
         readings=(metrics.RESULTS_DUE.read(due),),
         findings=findings,
     )
@@ -39,7 +40,9 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
             left = f"; {taken.locked:,} that other sessions hold are left for the next run" if taken.locked else ""
             yield Step(rows=taken.rows, what=f"{deed.done}{left}")
         emptied[target.live] = walk.emptied_to if isinstance(walk.emptied_to, datetime) else None
-    yield Step(readings=(metrics.RESULTS_DUE.read(locked), *oldest_ages(session, emptied)), findings=findings)
+    if targets:
+        left = f"{locked:,} due results are left, locked by other sessions" if locked else "nothing that is due is left"
+        yield Step(what=left, readings=(metrics.RESULTS_DUE.read(locked), *oldest_ages(session, emptied)))
 
 
 def preview_sweep(

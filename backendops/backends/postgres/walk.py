@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any, Final
@@ -80,12 +80,10 @@ class Deed:
     values: Mapping[str, Any]
     done: str
     """What was done, in plain words: "moved to celery_taskmeta_archive"."""
+    made_ready: str = ""
+    """What was done before the first row, if anything: "made the archive"."""
     prepare: Callable[[Span, bool], None] = _nothing_to_prepare
     """Called before a range is taken, outside any transaction; again, told so, where the range then failed."""
-
-    def with_preparation(self, prepare: Callable[[Span, bool], None]) -> Deed:
-        """The same deed, with something to do before each range."""
-        return replace(self, prepare=prepare)
 
 
 class Walk:
