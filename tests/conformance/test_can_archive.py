@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,8 +12,10 @@ import psycopg2
 import pytest
 
 from backendops.backends.postgres import PostgresBackend
+from backendops.backends.postgres.archive_table import create_partition, find_archive
+from backendops.backends.postgres.tables import find_table
 from backendops.contracts.capabilities import ArchivePlan, CanArchive
-from backendops.contracts.errors import BackendBusy, BackendRefused, BackendUnreachable
+from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits
 from backendops.engine.pacing import TimedPace
@@ -294,6 +297,8 @@ def test_a_writer_at_the_same_time_loses_nothing(postgres: TableStore) -> None:
     assert not failures
     assert sorted(postgres.ids() + postgres.ids(ARCHIVE)) == list(range(1, 2001))
     assert set(postgres.ids()) == touched
+    assert touched
+    assert postgres.ids(ARCHIVE), "the two never met"
     assert postgres.execute(f"SELECT count(*) FROM {ARCHIVE} WHERE result = 'again'") == [(0,)]
 
 
@@ -465,6 +470,76 @@ def test_changing_the_length_of_partitions_fits_new_ones_between_the_old(postgre
         "FOR VALUES FROM ('2026-04-09') TO ('2026-04-10')",
         "FOR VALUES FROM ('2026-04-01') TO ('2026-04-06')",
     ]
+
+
+def test_two_processes_that_make_the_same_partitions_at_once(postgres: TableStore) -> None:
+    """Many short races: whoever comes second finds it made, and nobody fails."""
+    fill_celery_table(postgres.url, 20)
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(100)), stop_after=1)
+    days = [datetime(2025, 1, 1, 12, tzinfo=UTC) + timedelta(days=number) for number in range(12)]
+    together, failures = threading.Barrier(2), []
+
+    def make() -> None:
+        try:
+            with postgres.opened() as backend:
+                with backend.transaction() as connection:
+                    live = find_table(connection, "task", LIVE, None)
+                    assert live is not None
+                    archive = find_archive(connection, live, PLAN)
+                    assert archive is not None
+                for day in days:
+                    together.wait(timeout=20)
+                    archive = create_partition(backend, archive, day, "day", ZoneInfo("UTC"))
+                    assert archive.covers(day, day)
+        except (BackendError, AssertionError, threading.BrokenBarrierError) as error:
+            failures.append(error)
+            together.abort()
+
+    racers = [threading.Thread(target=make) for _ in range(2)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert failures == []
+    made = postgres.execute(
+        "SELECT count(*) FROM pg_class WHERE relname LIKE 'celery_taskmeta_archive_p2025_01_%' AND relkind = 'r'"
+    )
+    assert made == [(12,)]
+
+
+def test_a_default_partition_that_somebody_made_and_filled(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 40)
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)), stop_after=1)
+    postgres.execute(f"CREATE TABLE leftovers PARTITION OF {ARCHIVE} DEFAULT")
+    postgres.execute(
+        f"INSERT INTO {ARCHIVE} (id, done_at) SELECT 1000, date_done AT TIME ZONE 'UTC' FROM {LIVE} WHERE id = 1"
+    )
+    with postgres.opened() as backend:
+        assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) == 20
+    assert len(postgres.ids(ARCHIVE)) == 21
+    assert postgres.ids() == list(range(21, 41))
+
+
+def test_a_partition_that_is_being_detached_takes_no_rows(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20)
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(2)), stop_after=2)
+    [(partition,)] = postgres.execute("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r'")
+    with contextlib.closing(psycopg2.connect(postgres.url.removeprefix("db+"))) as reader, reader.cursor() as cursor:
+        # A reader holds the detach up between its two transactions.
+        cursor.execute(f"SELECT FROM {ARCHIVE}")
+        with contextlib.closing(psycopg2.connect(postgres.url.removeprefix("db+"))) as detacher:
+            detacher.autocommit = True
+            with detacher.cursor() as other, pytest.raises(psycopg2.errors.QueryCanceled):
+                other.execute("SET statement_timeout = 300")
+                other.execute(f"ALTER TABLE {ARCHIVE} DETACH PARTITION {partition} CONCURRENTLY")
+    with postgres.opened() as backend, pytest.raises(BackendBusy, match="being detached"):
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)))
+    assert sorted(postgres.ids() + [row[0] for row in postgres.execute(f"SELECT id FROM {partition}")]) == list(
+        range(1, 21)
+    )
 
 
 def test_through_pgbouncer_in_transaction_mode(

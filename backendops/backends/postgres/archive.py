@@ -22,6 +22,7 @@ from backendops.backends.postgres.tables import quoted
 from backendops.backends.postgres.walk import Deed, Span, walked_column
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import ArchivePlan, CanArchive
+from backendops.contracts.errors import BackendBusy
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Preview, Steps
 
@@ -91,5 +92,11 @@ class _Partitions:
             if start in self._in_default:
                 continue
             self._archive = ensure_partitions(self._session, self._archive, [moment], every, zone)
-            if not self._archive.covers(moment, moment):
-                self._in_default.add(start)
+            if self._archive.covers(moment, moment):
+                continue
+            if not any(other.is_default for other in self._archive.others):
+                raise BackendBusy(
+                    f"the partition of {self._archive.sql_name} for {moment:%Y-%m-%d} is being detached",
+                    "the partition job finishes that; or ALTER TABLE … DETACH PARTITION … FINALIZE",
+                )
+            self._in_default.add(start)

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
-from backendops.backends.postgres.errors import CHECK_VIOLATION, DEADLOCK, DUPLICATE_TABLE, LOCK_NOT_AVAILABLE, code_of
+from backendops.backends.postgres.errors import CHECK_VIOLATION, DEADLOCK, LOCK_NOT_AVAILABLE, MADE_MEANWHILE, code_of
 from backendops.backends.postgres.periods import fit, free_period, partition_name
 from backendops.backends.postgres.tables import Column, LiveTable, list_columns, quoted
 from backendops.backends.sql_files import literal, load
@@ -287,6 +287,7 @@ def create_partition(
     """Make the partition of `moment`'s period; the archive with what it has then."""
 
     def make(connection: Connection) -> ArchiveTable:
+        connection.execute(load("postgres", "archive_table", "lock_partitions", {"archive": archive.slot}))
         current = _refreshed(connection, archive)
         pending = [one for one in current.others if not one.is_default]
         period = free_period(moment, every, zone, (*current.partitions, *pending))
@@ -337,7 +338,7 @@ def with_ddl(session: PostgresSession, work: Callable[[Connection], T]) -> T:
         except BackendError as error:
             code = code_of(error)
             busy = isinstance(error, BackendBusy) and code in (LOCK_NOT_AVAILABLE, DEADLOCK)
-            if attempt == DDL_TRIES or not (busy or code == DUPLICATE_TABLE):
+            if attempt == DDL_TRIES or not (busy or code in MADE_MEANWHILE):
                 raise
         # Uneven rests, so that two processes do not meet again in step.
         session.rest(random.uniform(0.1, 0.5) * attempt)  # noqa: S311 - no secret depends on it

@@ -18,7 +18,8 @@ SERIALIZATION: Final = "40001"
 STATEMENT_TIMEOUT: Final = "57014"
 CHECK_VIOLATION: Final = "23514"
 """Also raised for a row that no partition takes."""
-DUPLICATE_TABLE: Final = "42P07"
+MADE_MEANWHILE: Final = frozenset({"42P07", "42701", "23505"})
+"""Another process made the same table or column: told of by name, or by the catalog's own unique index."""
 
 _BUSY: Final = {
     LOCK_NOT_AVAILABLE: "another session holds a lock longer than backendops may wait for it",

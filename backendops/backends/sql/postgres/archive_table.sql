@@ -57,6 +57,11 @@ JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE i.inhparent = CAST(:oid AS oid);
 
+-- name: lock_partitions
+-- One maker of partitions at a time: the second one looks again and finds it made. Attaching takes this lock anyway; it
+-- stops neither readers nor writers.
+LOCK TABLE ONLY /* archive */ celery_taskmeta_archive IN SHARE UPDATE EXCLUSIVE MODE;
+
 -- name: is_taken
 -- Any relation takes the name, an index or a sequence too.
 SELECT EXISTS (
