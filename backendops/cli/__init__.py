@@ -29,6 +29,7 @@ _COMMANDS: Final = (
     ("pause", "control", "pause", "Let no scheduled run of a job begin, and the one that runs rest."),
     ("resume", "control", "resume", "End the pause of a job."),
     ("cancel", "control", "cancel", "End the run of a job after the step in hand."),
+    ("accept", "control", "accept", "Let a job whose keep got shorter remove what plan shows, however much."),
     ("validate", "validate", "command", "Check the policy, offline."),
     ("schema", "schema", "command", "Print the policy's JSON Schema."),
     ("matrix", "matrix", "command", "Show which job works on which backend."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ from backendops.cli.options import Options
 from backendops.contracts.errors import BackendError
 from backendops.contracts.run import Preview
 from backendops.engine.ledger import Ledger
-from backendops.engine.runner import Runner
+from backendops.engine.runner import Foreseen, Runner
 from backendops.log import masked
 from backendops.policy.model import Pair
 
@@ -26,6 +26,19 @@ class Planned:
     next_run: datetime | None
     preview: Preview | None
     error: BackendError | None = None
+    foreseen: Foreseen = field(default_factory=Foreseen)
+
+    @property
+    def changes_nothing(self) -> str:
+        """Why a run would not begin its work now, as a sentence; empty where it would."""
+        if self.foreseen.refused is not None:
+            return f"would be refused: {self.foreseen.refused}; {self.foreseen.refused.hint}"
+        if self.foreseen.idle:
+            return f"would change nothing: {self.foreseen.idle}"
+        pressure = self.foreseen.pressure
+        if pressure.end is not None:
+            return f"would end at once: {pressure.end}"
+        return f"would wait: {pressure.why or pressure.wait}" if pressure.wait else ""
 
 
 @click.command("plan")
@@ -39,7 +52,8 @@ def command(options: Options, jobs: tuple[str, ...], backend: str | None, with_s
     policy = options.load_policy()
     pairs = pairs_named(policy, jobs, backend)
     options.configure_log("info" if options.wants_log else "error")
-    ledger = Ledger.in_memory()
+    # What ran before decides what is refused; a ledger that is not there is not made.
+    ledger = Ledger.open(policy.state, create=False)
     try:
         runner = Runner(ledger)
         codes = []
@@ -62,7 +76,8 @@ def command(options: Options, jobs: tuple[str, ...], backend: str | None, with_s
 def _look(runner: Runner, pair: Pair) -> Planned:
     next_run = None if pair.schedule is None else pair.schedule.next_after(datetime.now(UTC))
     try:
-        return Planned(pair, next_run, runner.preview(pair))
+        preview = runner.preview(pair)
+        return Planned(pair, next_run, preview, foreseen=runner.foresee(pair, preview))
     except BackendError as error:
         return Planned(pair, next_run, None, error)
 
@@ -82,6 +97,8 @@ def _document(planned: Planned) -> dict[str, Any]:
             {"severity": f.severity, "code": f.code, "sentence": f.sentence, "fix": f.fix}
             for f in (preview.findings if preview else ())
         ],
+        "refused": str(planned.foreseen.refused) if planned.foreseen.refused else None,
+        "changes_nothing": planned.changes_nothing or None,
         "error": str(error) if error else None,
         "hint": error.hint if error else None,
     }
@@ -95,6 +112,8 @@ def _paragraph(planned: Planned, with_statements: bool) -> str:
         lines.extend([f"  {planned.error.hint}"] if planned.error.hint else [])
     if preview is not None:
         lines.append(f"  {preview.summary}")
+        if planned.changes_nothing:
+            lines.append(click.style(f"  {planned.changes_nothing}", fg="yellow"))
         if preview.oldest is not None:
             lines.append(f"  oldest    {moment(preview.oldest)} UTC ({distance(preview.oldest, now)})")
         if preview.cutoff is not None:

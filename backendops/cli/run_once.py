@@ -32,8 +32,13 @@ from backendops.policy.model import Pair
     metavar="FILE",
     help="Leave the metrics here for node_exporter's textfile collector (a name that ends in .prom).",
 )
+@click.option(
+    "--accept-volume", is_flag=True, help="Let these runs pass though more is due than max_rows or than ever before."
+)
 @click.pass_obj
-def command(options: Options, jobs: tuple[str, ...], backend: str | None, textfile: Path | None) -> int:
+def command(
+    options: Options, jobs: tuple[str, ...], backend: str | None, textfile: Path | None, accept_volume: bool
+) -> int:
     """Run jobs now, then exit.
 
     Takes the same locks and writes the same ledger as the daemon. Says nothing on success when nobody watches, so
@@ -50,7 +55,7 @@ def command(options: Options, jobs: tuple[str, ...], backend: str | None, textfi
         with history("look for runs whose process is gone"):
             ledger.mark_orphans()
         with stop_on_signals(stop):
-            codes = [_run(pair, ledger, stop, options) for pair in pairs]
+            codes = [_run(pair, ledger, stop, options, accept_volume) for pair in pairs]
         with history("forget old runs"):
             ledger.purge(datetime.now(UTC))
         if textfile is not None:
@@ -61,7 +66,7 @@ def command(options: Options, jobs: tuple[str, ...], backend: str | None, textfi
     return exit_code(codes)
 
 
-def _run(pair: Pair, ledger: Ledger, stop: Stop, options: Options) -> int:
+def _run(pair: Pair, ledger: Ledger, stop: Stop, options: Options, accept_volume: bool) -> int:
     if stop.requested:
         return _not_started(pair, f"the process was asked to end ({stop.reason})", "run it again")
     pause = None
@@ -70,7 +75,8 @@ def _run(pair: Pair, ledger: Ledger, stop: Stop, options: Options) -> int:
     if pause is not None:
         since = f"paused by {pause.by} since {pause.at:%Y-%m-%d %H:%M} UTC"
         return _not_started(pair, since, f"`backendops resume {pair.job_name}` lets it run")
-    report = Runner(ledger, _listeners(options), stop).run(pair, Trigger.COMMAND)
+    runner = Runner(ledger, _listeners(options), stop)
+    report = runner.run(pair, Trigger.COMMAND, accept_volume=accept_volume)
     _tell(report)
     return report.outcome.exit_code
 

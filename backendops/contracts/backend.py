@@ -7,9 +7,10 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from backendops.contracts.run import Limits, Watermarks
 from backendops.contracts.units import Keep
@@ -53,6 +54,21 @@ class Backend(BaseModel, ABC):
         None,
         description="What the Celery application's result_expires is set to; jobs that conflict with it are problems.",
     )
+
+    pause_file: Path | None = Field(
+        None,
+        description="While this file is there, every run that changes this backend rests, whichever host it is on "
+        "that sees the file; beside the file `pause` in the state directory, which is for every backend.",
+        examples=["/run/backendops/pause-results"],
+    )
+
+    @field_validator("pause_file")
+    @classmethod
+    def _pause_file_is_absolute(cls, value: Path | None) -> Path | None:
+        # The daemon, cron and a person run in different directories, and must all mean the same file.
+        if value is not None and not value.is_absolute():
+            raise ValueError(f"pause_file must be a whole path that begins with /, not {str(value)!r}")
+        return value
 
     @classmethod
     def missing_driver(cls) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
+from backendops.contracts.readings import Finding
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Preview, Steps
 from backendops.contracts.units import Duration
@@ -174,12 +175,26 @@ class CanReportPool(ABC):
         """Measure on a fresh connection; raises BackendUnreachable within five seconds where it is dead."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Why a changing run should wait, or end; neither where all is well.
+
+    `wait` is a word that becomes a metric's label, such as `replica-lag`, and `why` says it in full; `end` is the
+    whole sentence of why the run is to end. `findings` are told once for each run.
+    """
+
+    wait: str | None = None
+    why: str = ""
+    end: str | None = None
+    findings: tuple[Finding, ...] = ()
+
+
 class CanReportPressure(ABC):
     """Can it say that it is under pressure, so that a changing run should wait?"""
 
     @abstractmethod
-    def pressure(self) -> str | None:
-        """Why to wait, as the word that becomes a metric's label, such as `replica-lag`; None where all is well.
+    def pressure(self) -> Pressure:
+        """How the server fares, on an opened copy; raises BackendRefused where the policy's own question is wrong.
 
-        Asked about once a second while a run goes on: it must cost no more than a round trip.
+        Asked about once a second, between the steps of a run: it must cost no more than a round trip.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from backendops.contracts.errors import BackendUnreachable
 from backendops.contracts.readings import Metric
 from backendops.contracts.run import Pace, Preview, Step, Steps
-from backendops.contracts.units import FixedDuration
+from backendops.contracts.units import FixedDuration, Keep
 
 
 class Job(BaseModel, ABC):
@@ -57,6 +58,16 @@ class Job(BaseModel, ABC):
         None,
         description="Refuse to start when more rows than this are due (exit 5); left out: no such limit.",
     )
+
+    allow_short_keep: bool = Field(
+        False,
+        description="Let results go that finished less than an hour ago; otherwise a shorter time is refused (exit 5), "
+        "as most of them are a slip of the unit.",
+    )
+
+    def keeps(self) -> Mapping[str, Keep]:
+        """How long results stay, by the key that says so, the one for most of them first; none where none ever goes."""
+        return {}
 
     @abstractmethod
     def preview(self, backend: Any, now: datetime) -> Preview:

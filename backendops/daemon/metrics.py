@@ -23,12 +23,10 @@ from backendops.contracts.readings import Metric
 from backendops.contracts.run import Outcome
 from backendops.daemon.view import Key, View
 from backendops.engine.ledger import Ledger
+from backendops.engine.pacing import THROTTLE_REASONS
 from backendops.policy.model import Pair, Policy
 
 log = structlog.get_logger(__name__)
-
-# What the engine itself names, and PostgreSQL's reasons; a backend's further words appear when first met.
-THROTTLE_REASONS: Final = ("paused", "pause-file", "replica-lag", "lock-waits")
 
 PAIR: Final = ("job", "backend")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -11,7 +12,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from backendops.contracts.backend import Backend, Lock
-from backendops.contracts.capabilities import CanReportPressure
+from backendops.contracts.capabilities import CanReportPressure, Pressure
 from backendops.contracts.readings import Finding
 from backendops.contracts.run import Outcome, Step, Steps
 from backendops.engine.clock import Clock
@@ -24,6 +25,7 @@ from backendops.engine.stop import Stop
 ASK_EVERY: Final = 1.0
 # `touch` it in the state directory, and every changing run of this host rests until it is gone.
 PAUSE_FILE: Final = "pause"
+_ALL_IS_WELL: Final = Pressure()
 # A run of a thousand partitions must not make a log line of a thousand sentences.
 _MOST_SENTENCES: Final = 10
 
@@ -45,6 +47,15 @@ class Tally:
         self.findings.extend(step.findings)
         if step.what and len(self._said) <= _MOST_SENTENCES:
             self._said[step.what] = None
+
+    def note(self, findings: Iterable[Finding]) -> None:
+        """Take findings down that come again and again, each once."""
+        known = {finding.code for finding in self.findings}
+        self.findings.extend(finding for finding in findings if finding.code not in known)
+
+    def waited(self, reason: str, seconds: float) -> None:
+        """Count time in that was lost."""
+        self.throttled[reason] = self.throttled.get(reason, 0.0) + seconds
 
     @property
     def what(self) -> str:
@@ -73,6 +84,9 @@ class Drive:
     ledger: Ledger
     stop: Stop
     clock: Clock
+
+    ended_by: str = field(default="", init=False)
+    """The sentence with which the backend ended the run, where it did."""
 
     _pace: TimedPace = field(init=False)
     _deadline: float = field(init=False)
@@ -128,21 +142,34 @@ class Drive:
     def _wait_out_pressure(self, throttled: Callable[[str, float], None]) -> Outcome | None:
         if not self.run.pair.job.changes or self.clock.monotonic() - self._pressed_at < ASK_EVERY:
             return None
-        while (reason := self._pressure()) is not None:
+        told = None
+        while (pressure := self._pressure()) is not _ALL_IS_WELL:
+            self.tally.note(pressure.findings)
+            if pressure.end is not None:
+                self.ended_by = pressure.end
+                return Outcome.STOPPED
+            if pressure.wait is None:
+                break
+            if pressure.wait != told:
+                log.info("run.waits", reason=pressure.wait, **({"why": pressure.why} if pressure.why else {}))
+                told = pressure.wait
             began = self.clock.monotonic()
             self.stop.wait(ASK_EVERY)
             lost = self.clock.monotonic() - began
-            self.tally.throttled[reason] = self.tally.throttled.get(reason, 0.0) + lost
-            throttled(reason, lost)
+            self.tally.waited(pressure.wait, lost)
+            throttled(pressure.wait, lost)
             ending = self._why_end()
             if ending is not None:
                 return ending
         self._pressed_at = self.clock.monotonic()
         return None
 
-    def _pressure(self) -> str | None:
+    def _pressure(self) -> Pressure:
         if self._held:
-            return "paused"
-        if self.ledger.directory is not None and (self.ledger.directory / PAUSE_FILE).exists():
-            return "pause-file"
-        return self.backend.pressure() if isinstance(self.backend, CanReportPressure) else None
+            return Pressure(wait="paused")
+        for_all = None if self.ledger.directory is None else self.ledger.directory / PAUSE_FILE
+        for file in (for_all, self.backend.pause_file):
+            # Not Path.exists(), which raises where a directory on the way may not be entered.
+            if file is not None and os.path.exists(file):  # noqa: PTH110
+                return Pressure(wait="pause-file", why=f"there is a file {file}")
+        return self.backend.pressure() if isinstance(self.backend, CanReportPressure) else _ALL_IS_WELL

@@ -25,6 +25,8 @@ from backendops.policy.model import Pair
 # daily job the newest thousand are three years.
 KEEP_HISTORY: Final = timedelta(days=7)
 KEEP_RUNS: Final = 1000
+# A day of a job that runs each quarter of an hour: its busiest hour is among them, last month's backlog is not.
+LAST_RUNS: Final = 100
 # A slot is claimed within its interval; two days cover a host that was down over a night.
 KEEP_SLOTS: Final = timedelta(days=2)
 # Whether a process of another host still lives cannot be seen: it gets its budget and
@@ -46,7 +48,7 @@ class Ledger:
     def open(cls, state: str, create: bool = True) -> Ledger:
         """Open or make it; raises BackendopsError with the way out. Without `create` nothing is ever made."""
         if "://" in state:
-            return cls(open_url(state))
+            return cls(open_url(state, create))
         directory = Path(state).expanduser()
         return cls(open_directory(directory, create), directory)
 
@@ -129,6 +131,13 @@ class Ledger:
         )
         rows = self._rows(select(t.runs).where(t.runs.c.id.in_(newest)))
         return {(row.job, row.backend): report_from(row) for row in rows}
+
+    def largest_run(self, job: str, backend: str) -> int:
+        """The most rows that any of the pair's newest runs has changed; 0 where there is none."""
+        mine = and_(t.runs.c.job == job, t.runs.c.backend == backend, t.runs.c.ended_at.is_not(None))
+        newest = select(t.runs.c.rows).where(mine).order_by(t.runs.c.id.desc()).limit(LAST_RUNS).subquery()
+        rows = self._rows(select(func.max(newest.c.rows)))
+        return int(rows[0][0] or 0)
 
     def last_success(self) -> dict[tuple[str, str], datetime]:
         """When each (job, backend) last completed."""

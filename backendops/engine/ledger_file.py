@@ -53,13 +53,16 @@ def open_memory() -> Engine:
     return prepared(_sqlite(URL.create("sqlite"), poolclass=StaticPool), "in memory")
 
 
-def open_url(state: str) -> Engine:
-    """The ledger in a database; raises BackendopsError that never shows the password."""
+def open_url(state: str, create: bool = True) -> Engine:
+    """The ledger in a database; raises BackendopsError that never shows the password.
+
+    Where there is none and it may not be made, an empty one in memory.
+    """
     try:
         url = make_url(state.removeprefix("db+"))
         url = url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
         if url.get_backend_name() == "sqlite":
-            return prepared(_sqlite(url), str(url))
+            return prepared(_sqlite(url), str(url), create)
         # A shared ledger's server restarts now and then; pre-ping notices before a run does.
         engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
@@ -67,15 +70,20 @@ def open_url(state: str) -> Engine:
             f"`state:` of the policy is no database that can be opened: {error}; "
             "write a directory, or a URL such as postgresql://user@host/database"
         ) from None
-    return prepared(engine, url.render_as_string(hide_password=True))
+    return prepared(engine, url.render_as_string(hide_password=True), create)
 
 
-def prepared(engine: Engine, where: str) -> Engine:
+def prepared(engine: Engine, where: str, create: bool = True) -> Engine:
     """The engine, once every table is there in the version that this backendops knows."""
     for attempt in range(_ATTEMPTS):
         try:
             with engine.begin() as connection:
-                _create(connection, where)
+                is_new = not connection.dialect.has_table(connection, version.name)
+                if create or not is_new:
+                    _create(connection, where)
+            if is_new and not create:
+                engine.dispose()
+                return open_memory()
         except BackendopsError:
             engine.dispose()
             raise

@@ -8,7 +8,7 @@ from typing import Final
 from backendops.contracts.run import Pace
 
 # Why a run may wait, as labels of a metric: a backend that reports pressure uses these words.
-THROTTLE_REASONS: Final = ("paused", "pause-file", "replica-lag", "waiting-locks")
+THROTTLE_REASONS: Final = ("paused", "pause-file", "pause-when", "replica-lag", "lock-waits", "no-answer")
 
 # Below ten rows a batch is mostly round trips and its lock no shorter.
 SMALLEST: Final = 10

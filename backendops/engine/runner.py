@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
+from backendops.contracts.capabilities import CanReportPressure, Pressure
 from backendops.contracts.errors import BackendError, BackendopsError, BackendRefused, BackendUnreachable
 from backendops.contracts.masking import mask, secrets_of
 from backendops.contracts.run import Limits, NoWatermarks, Outcome, Preview, Step, Trigger
@@ -16,7 +17,7 @@ from backendops.engine.clock import Clock
 from backendops.engine.drive import Drive, Tally, history
 from backendops.engine.ledger import Ledger
 from backendops.engine.report import Run, RunListener, RunReport
-from backendops.engine.safety import check_clocks, check_volume
+from backendops.engine.safety import KeepsBefore, check_clocks, check_keeps, check_volume
 from backendops.engine.stop import Stop
 from backendops.policy.model import Pair
 
@@ -48,12 +49,15 @@ class Runner:
         self.stop = stop or Stop()
         self.clock = clock or Clock()
 
-    def run(self, pair: Pair, trigger: Trigger, *, record_locked: bool = True) -> RunReport:
+    def run(
+        self, pair: Pair, trigger: Trigger, *, record_locked: bool = True, accept_volume: bool = False
+    ) -> RunReport:
         """Run the pair's job once, now. Whatever the backend does, the answer is a report, never an exception.
 
         Without `record_locked` a run that finds the lock taken leaves no trace, for a caller that tries again soon.
+        With `accept_volume` no number of rows is too large for this once.
         """
-        return _Running(self, pair, trigger).to_report(record_locked)
+        return _Running(self, pair, trigger, accept_volume).to_report(record_locked)
 
     def preview(self, pair: Pair) -> Preview:
         """What a run would do now, on a read-only connection; raises BackendError."""
@@ -65,16 +69,65 @@ class Runner:
         except Exception as error:
             raise BackendError(*_unexpected(error)) from error
 
+    def foresee(self, pair: Pair, preview: Preview) -> Foreseen:
+        """What would keep a run with this preview from changing anything, if anything; raises BackendError."""
+        if not pair.job.changes:
+            return Foreseen()
+        try:
+            check_keeps(pair.job)
+            with pair.backend.open(_limits(pair, read_only=True), NoWatermarks()) as backend:
+                standing = backend.standing()
+                if standing.read_only_because:
+                    return Foreseen(idle=standing.read_only_because)
+                if pair.job.minds_the_clock:
+                    check_clocks(standing, self.clock.now())
+                self.check_volume(pair, lambda: preview)
+                pressure = backend.pressure() if isinstance(backend, CanReportPressure) else Pressure()
+        except BackendRefused as refused:
+            return Foreseen(refused=refused)
+        except BackendopsError:
+            raise
+        except Exception as error:
+            raise BackendError(*_unexpected(error)) from error
+        return Foreseen(pressure=pressure)
+
+    def check_volume(self, pair: Pair, preview: Callable[[], Preview]) -> None:
+        """Raises BackendRefused where more is due than the policy or the runs before allow; counts only if it must."""
+        before = KeepsBefore(self.ledger.watermarks(pair.backend_name), pair.job_name)
+        shortened = before.shortened(pair.job)
+        if pair.job.max_rows is None and not shortened:
+            return
+        found = preview()
+        if pair.job.max_rows is not None:
+            check_volume(found, pair.job.max_rows)
+        if shortened:
+            largest = 0
+            with history("look up the largest run"):
+                largest = self.ledger.largest_run(pair.job_name, pair.backend_name)
+            before.check(pair.job, found, largest)
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What would happen to a run before its first step."""
+
+    refused: BackendRefused | None = None
+    idle: str = ""
+    """Why the backend takes no changes at all."""
+    pressure: Pressure = field(default_factory=Pressure)
+    """What it would wait for, or end at."""
+
 
 class _Running:
     """One run's way through the runner."""
 
-    def __init__(self, runner: Runner, pair: Pair, trigger: Trigger) -> None:
+    def __init__(self, runner: Runner, pair: Pair, trigger: Trigger, accept_volume: bool) -> None:
         self._ledger = runner.ledger
         self._listeners = runner.listeners
         self._stop = runner.stop
         self._clock = runner.clock
         self._runner = runner
+        self._accept_volume = accept_volume
         self._pair = pair
         self._trigger = trigger
         self._started_at = runner.clock.now()
@@ -101,6 +154,8 @@ class _Running:
     def _attempt(self, held: ExitStack) -> _Ending:
         job = self._pair.job
         watermarks = self._ledger.watermarks(self._pair.backend_name)
+        if job.changes:
+            check_keeps(job)
         backend = held.enter_context(self._pair.backend.open(_limits(self._pair), watermarks))
         held.enter_context(self._stop.on_overdue(backend.interrupt))
         lock = None
@@ -110,8 +165,8 @@ class _Running:
                 return _Ending(Outcome.COMPLETED, what=f"changed nothing: {standing.read_only_because}")
             if job.minds_the_clock:
                 check_clocks(standing, self._clock.now())
-            if job.max_rows is not None:
-                check_volume(self._runner.preview(self._pair), job.max_rows)
+            if not self._accept_volume:
+                self._runner.check_volume(self._pair, lambda: self._runner.preview(self._pair))
             lock = held.enter_context(backend.lock())
             if lock is None:
                 return _Ending(
@@ -119,9 +174,11 @@ class _Running:
                     "another run that changes this backend has its lock",
                     "try again when it has ended: `backendops status` shows it",
                 )
+            KeepsBefore(watermarks, self._pair.job_name).remember(job)
         run = self._begin()
         drive = Drive(run, backend, lock, self._tally, self._ledger, self._stop, self._clock)
-        return _ending_of(drive.to_the_end(self._stepped, self._throttled), self._pair, self._stop)
+        outcome = drive.to_the_end(self._stepped, self._throttled)
+        return _ending_of(outcome, self._pair, drive.ended_by or f"the process was asked to end ({self._stop.reason})")
 
     def _failed(self, error: Exception) -> _Ending:
         if self._ending is not None:
@@ -214,13 +271,13 @@ def _limits(pair: Pair, read_only: bool = False) -> Limits:
     return Limits(statement_timeout=job.statement_timeout, budget=job.time_budget, read_only=read_only)
 
 
-def _ending_of(outcome: Outcome, pair: Pair, stop: Stop) -> _Ending:
+def _ending_of(outcome: Outcome, pair: Pair, stopped_by: str) -> _Ending:
     goes_on = "what is done is committed; the next run goes on from there"
     match outcome:
         case Outcome.LOST_LOCK:
             return _Ending(outcome, "the lock was lost in the middle of the run, so it ended at once", goes_on)
         case Outcome.STOPPED:
-            return _Ending(outcome, f"the process was asked to end ({stop.reason})", goes_on)
+            return _Ending(outcome, stopped_by, goes_on)
         case Outcome.OUT_OF_TIME:
             return _Ending(outcome, f"its time_budget of {Duration(pair.job.time_budget)} is used up", goes_on)
         case Outcome.CANCELLED:

@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
 from backendops.contracts.backend import Standing
 from backendops.contracts.errors import BackendRefused
-from backendops.contracts.run import Preview
-from backendops.contracts.units import format_seconds
+from backendops.contracts.job import Job
+from backendops.contracts.run import Preview, Watermarks
+from backendops.contracts.units import Forever, Keep, format_seconds
 
 # Clocks kept by NTP agree within milliseconds; five minutes is a clock nobody keeps.
 CLOCK_TOLERANCE: Final = timedelta(minutes=5)
 # A worker's clock may be a little ahead of the server's.
 FUTURE_TOLERANCE: Final = timedelta(minutes=1)
+# Celery's own result_expires is a day: who writes 30m has nearly always meant another unit.
+SHORTEST_KEEP: Final = timedelta(hours=1)
+# A holiday's backlog, or a week without the daemon, is some ten runs' worth; more is another policy.
+TIMES_THE_LARGEST: Final = 20
+# A table that small is back from a backup in seconds, and its runs are too small to compare with.
+ALWAYS_ALLOWED: Final = 1000
+
+_ENDLESS: Final = float("inf")
+
+
+def check_keeps(job: Job) -> None:
+    """Raises BackendRefused where results would go within the hour, and the policy does not say that this is meant."""
+    for key, keep in job.keeps().items():
+        if not (job.allow_short_keep or isinstance(keep, Forever)) and keep.shortest < SHORTEST_KEEP:
+            raise BackendRefused(
+                f"{key} is {keep}: results would go less than an hour after they finished",
+                f"write a longer {key}, or, where it is meant, `allow_short_keep: true` in the job",
+            )
 
 
 def check_clocks(standing: Standing, now: datetime) -> None:
@@ -39,5 +60,59 @@ def check_volume(preview: Preview, max_rows: int) -> None:
     if preview.rows > max_rows:
         raise BackendRefused(
             f"{preview.rows:,} rows are due, more than max_rows ({max_rows:,})",
-            "look at `backendops plan`, then raise max_rows in the policy or leave it out",
+            "look at `backendops plan`, then raise max_rows in the policy or leave it out, "
+            "or let one run pass with `backendops run-once … --accept-volume`",
         )
+
+
+class KeepsBefore:
+    """How long results were kept when a job last ran on a backend: a run that keeps them shorter removes more."""
+
+    def __init__(self, watermarks: Watermarks, job_name: str) -> None:
+        self._watermarks = watermarks
+        self._job_name = job_name
+
+    def remember(self, job: Job) -> None:
+        """From now on, so long is as usual."""
+        if job.keeps():
+            keeps = {key: [str(keep), _seconds(keep)] for key, keep in job.keeps().items()}
+            self._watermarks.remember(self._key, json.dumps(keeps))
+
+    def shortened(self, job: Job) -> str | None:
+        """What got shorter since, in words; None where nothing did, or where nothing is remembered."""
+        before = self._recall()
+        now = {key: (str(keep), _seconds(keep)) for key, keep in job.keeps().items()}
+        if not before or not now:
+            return None
+        for key in [*now, *(key for key in before if key not in now)]:
+            # A key that comes or goes changes hands with the one for most results, which is the first.
+            was, is_now = before.get(key, next(iter(before.values()))), now.get(key, next(iter(now.values())))
+            if is_now[1] < was[1]:
+                return f"{key} went from {was[0]} to {is_now[0]}"
+        return None
+
+    def check(self, job: Job, preview: Preview, largest: int) -> None:
+        """Raises BackendRefused where far more is due than in any of the last runs, after `keep` got shorter."""
+        shortened = self.shortened(job)
+        if shortened and preview.rows > max(largest * TIMES_THE_LARGEST, ALWAYS_ALLOWED):
+            raise BackendRefused(
+                f"{shortened}, and now {preview.rows:,} rows are due: more than {TIMES_THE_LARGEST} times the largest "
+                f"of the last runs ({largest:,})",
+                f"look at `backendops plan {self._job_name}`; where it is meant, `backendops accept {self._job_name}` "
+                f"lets the scheduled runs pass, and `backendops run-once {self._job_name} --accept-volume` runs it now",
+            )
+
+    @property
+    def _key(self) -> str:
+        return f"keeps of {self._job_name}"
+
+    def _recall(self) -> Mapping[str, tuple[str, float]]:
+        try:
+            found = json.loads(self._watermarks.recall(self._key) or "{}")
+            return {str(key): (str(said), float(seconds)) for key, (said, seconds) in found.items()}
+        except (ValueError, TypeError, AttributeError):
+            return {}  # of another version: as if it had never run
+
+
+def _seconds(keep: Keep) -> float:
+    return _ENDLESS if isinstance(keep, Forever) else keep.shortest.total_seconds()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, ClassVar
 
@@ -12,7 +13,7 @@ from backendops.contracts.capabilities import ArchivePlan, CanArchive, Every
 from backendops.contracts.job import Job
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Preview, Steps
-from backendops.contracts.units import Duration
+from backendops.contracts.units import Duration, Keep
 
 
 class Archive(Job):
@@ -32,6 +33,9 @@ class Archive(Job):
         None, alias="schema", description="Schema of the archive table; left out: the live table's."
     )
     every: Every = Field("month", description="One partition of the archive per month, week or day.")
+
+    def keeps(self) -> Mapping[str, Keep]:
+        return {"older_than": self.older_than}
 
     @property
     def plan(self) -> ArchivePlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, ClassVar
 
@@ -36,6 +37,9 @@ class Expire(Job):
         default_factory=dict,
         description="Other times for some states, such as {FAILURE: 90d}.",
     )
+
+    def keeps(self) -> Mapping[str, Keep]:
+        return {"keep": self.keep, **{f"keep_by_state.{state}": keep for state, keep in self.keep_by_state.items()}}
 
     def retention(self, now: datetime) -> Retention:
         """The cutoffs of a run that starts at `now`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, ClassVar
 
@@ -38,6 +39,9 @@ class Partition(Job):
     table_schema: str | None = Field(
         None, alias="schema", description="Schema of the archive table; left out: the live table's."
     )
+
+    def keeps(self) -> Mapping[str, Keep]:
+        return {"keep": self.keep}
 
     def plan(self, now: datetime) -> PartitionPlan:
         """Which partitions there should be at `now`."""

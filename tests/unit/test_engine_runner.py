@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from sqlalchemy import text
 
 from backendops.contracts.backend import Standing
+from backendops.contracts.capabilities import Pressure
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
+from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Limits, Outcome, Step, Steps, Trigger
 from backendops.engine.ledger import Ledger
 from backendops.engine.pacing import REST_RATIO
@@ -32,6 +35,9 @@ class Bench:
 
     def run(self, pair: Pair) -> RunReport:
         return self.runner.run(pair, Trigger.COMMAND)
+
+    def wait(self, seconds: float) -> None:
+        self.clock.seconds += seconds
 
 
 @pytest.fixture
@@ -185,11 +191,11 @@ def test_max_rows(bench: Bench, max_rows: int, outcome: Outcome) -> None:
 
 
 def test_throttled_until_it_is_clear(bench: Bench) -> None:
-    report = bench.run(behaving(ToyJob(steps=1), pressure=["replica-lag", "replica-lag", "waiting-locks"]))
+    report = bench.run(behaving(ToyJob(steps=1), pressure=["replica-lag", "replica-lag", "lock-waits"]))
     assert report.outcome is Outcome.COMPLETED
-    assert dict(report.throttled) == {"replica-lag": 2.0, "waiting-locks": 1.0}
-    assert bench.heard.lines[1:4] == ["throttled replica-lag 1", "throttled replica-lag 1", "throttled waiting-locks 1"]
-    assert {t.reason: t.seconds for t in bench.ledger.throttled()} == {"replica-lag": 2.0, "waiting-locks": 1.0}
+    assert dict(report.throttled) == {"replica-lag": 2.0, "lock-waits": 1.0}
+    assert bench.heard.lines[1:4] == ["throttled replica-lag 1", "throttled replica-lag 1", "throttled lock-waits 1"]
+    assert {t.reason: t.seconds for t in bench.ledger.throttled()} == {"replica-lag": 2.0, "lock-waits": 1.0}
 
 
 def test_throttled_until_the_time_is_up(bench: Bench) -> None:
@@ -197,6 +203,50 @@ def test_throttled_until_the_time_is_up(bench: Bench) -> None:
     report = bench.run(behaving(job, pressure=["replica-lag"] * 100))
     assert (report.outcome, report.rows) == (Outcome.OUT_OF_TIME, 0)
     assert report.throttled["replica-lag"] == pytest.approx(10)
+
+
+def test_the_backend_may_end_a_run(bench: Bench) -> None:
+    """After a second of steps the backend says that it is enough."""
+    job = ToyJob(steps=9, before=lambda number: bench.wait(0.6))
+    report = bench.run(behaving(job, pressure=[None, "replica-lag", Pressure(end="stop_when says so: 7")]))
+    assert (report.outcome, report.rows, report.error) == (Outcome.STOPPED, 200, "stop_when says so: 7")
+    assert "the next run goes on" in report.hint
+    assert dict(report.throttled) == {"replica-lag": pytest.approx(1)}
+    assert report.outcome.exit_code == 75
+    assert not bench.stop.requested, "only this run, not the process"
+
+
+def test_what_the_backend_notes_is_told_once(bench: Bench) -> None:
+    hidden = Finding(Severity.INFO, "toy.hidden", "cannot see it", "GRANT it")
+    other = Finding(Severity.INFO, "toy.other", "cannot see that", "GRANT that")
+    job = ToyJob(before=lambda number: bench.wait(2))
+    notes = [Pressure(findings=(hidden,)), Pressure(wait="replica-lag", findings=(hidden, other)), Pressure()]
+    report = bench.run(behaving(job, pressure=notes))
+    assert (report.outcome, report.findings) == (Outcome.COMPLETED, (hidden, other))
+
+
+def test_a_wrong_question_refuses_in_mid_run(bench: Bench) -> None:
+    job = ToyJob(before=lambda number: bench.wait(2))
+    report = bench.run(behaving(job, pressure=[None, BackendRefused("pause_when is wrong", "mend it")]))
+    assert (report.outcome, report.rows, report.error) == (Outcome.REFUSED, 100, "pause_when is wrong")
+
+
+def test_it_is_asked_once_a_second(bench: Bench) -> None:
+    job = ToyJob(steps=20, before=lambda number: bench.wait(0.1))
+    pressure = [Pressure()] * 100
+    bench.run(behaving(job, pressure=pressure))
+    assert len(pressure) == 100 - 2 - 1
+
+
+def test_a_backend_may_have_a_pause_file_of_its_own(bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "elsewhere" / "pause-place"
+    pair = replace(toy_pair(ToyJob(steps=1)), backend=ToyBackend(pause_file=file))
+    assert bench.run(pair).throttled == {}
+    file.parent.mkdir()
+    file.touch()
+    report = bench.run(replace(pair, job=ToyJob(steps=1, time_budget=timedelta(seconds=3))))
+    assert (report.outcome, dict(report.throttled)) == (Outcome.OUT_OF_TIME, {"pause-file": 3.0})
+    assert bench.run(toy_pair(ToyJob(steps=1))).throttled == {}, "the others go on"
 
 
 def test_a_pause_holds_a_run_and_a_resume_lets_it_go(bench: Bench, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import PrivateAttr, SecretStr
 
 from backendops.contracts.backend import Backend, Lock, Standing
-from backendops.contracts.capabilities import CanReportPressure
+from backendops.contracts.capabilities import CanReportPressure, Pressure
 from backendops.contracts.errors import BackendUnreachable
 from backendops.contracts.job import Job
 from backendops.contracts.run import Limits, Pace, Preview, Step, Steps, Watermarks
@@ -96,9 +96,12 @@ class ToyBackend(Backend, CanReportPressure):
         yield ToyLock(self) if self._behave.get("lock_free", True) else None
         self._asked.append("unlocked")
 
-    def pressure(self) -> str | None:
+    def pressure(self) -> Pressure:
         reasons = self._behave.get("pressure", [])
-        return reasons.pop(0) if reasons else None
+        found = reasons.pop(0) if reasons else None
+        if isinstance(found, Exception):
+            raise found
+        return found if isinstance(found, Pressure) else Pressure(wait=found)
 
     def interrupt(self) -> None:
         self._asked.append("interrupted")
