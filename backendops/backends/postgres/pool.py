@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from time import monotonic
 from typing import Final
 
@@ -14,14 +15,16 @@ from sqlalchemy.exc import ArgumentError
 
 from backendops.backends.postgres.connection import APPLICATION_NAME, PostgresSession
 from backendops.backends.postgres.deadline import answers_within
+from backendops.backends.postgres.errors import driver_errors
 from backendops.backends.postgres.pgbouncer import PoolerFigures, read_pools
 from backendops.backends.postgres.tables import Holds, LiveTable, find_table
 from backendops.backends.sql_files import load
 from backendops.contracts.capabilities import CanReportPool, PoolReport
-from backendops.contracts.errors import BackendRefused, BackendUnreachable
+from backendops.contracts.errors import BackendBusy, BackendRefused, BackendUnreachable
 
 # A dead backend is answered within 5 s: 4 for connecting (Limits.connect_timeout), or, once connected, these.
 ANSWER_SECONDS: Final = 4.0
+TABLE_LOCK: Final = timedelta(milliseconds=500)
 # The pooler is asked last, when the server has answered: both together stay below 5 s on a healthy network.
 POOLER_SECONDS: Final = 2.0
 
@@ -96,7 +99,7 @@ class PoolOnPostgres(PostgresSession, CanReportPool):
             limit = connection.execute(load("postgres", "pool", "read_limits")).scalar_one()
             waiting = connection.execute(load("postgres", "pool", "count_waiting")).scalar_one()
             lag = _replication_lag(connection, notes)
-            headroom = self._id_headroom(connection, notes)
+        headroom = self._id_headroom(connection, notes)
         if sessions.hidden:
             notes.append(
                 f"the state of {sessions.hidden} sessions is hidden from this role, and so may be the oldest "
@@ -123,14 +126,16 @@ class PoolOnPostgres(PostgresSession, CanReportPool):
             ("group", self.tables.group, self.schemas.group),
         )
         for holds, name, schema in names:
+            # Somebody's ALTER TABLE must not cost the other figures, nor the probe its five seconds.
             try:
-                table = find_table(connection, holds, name, schema)
-            except BackendRefused as refused:
-                notes.append(f"ids left in {name}: {refused}")
+                with driver_errors(self.display_url), connection.begin():
+                    self.bound(connection, lock_timeout=TABLE_LOCK)
+                    table = find_table(connection, holds, name, schema)
+                    free = None if table is None else _free_ids(connection, table, notes)
+            except (BackendBusy, BackendRefused) as error:
+                notes.append(f"ids left in {name}: {error}")
                 continue
-            if table is not None:
-                free = _free_ids(connection, table, notes)
-                found += [] if free is None else [free]
+            found += [] if free is None else [free]
         return min(found, default=None)
 
     def _ask_pooler(self) -> tuple[PoolerFigures | None, str]:

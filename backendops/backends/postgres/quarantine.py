@@ -55,8 +55,8 @@ class Retirement:
             retirement = cls(**fields)
         except (ValueError, TypeError):
             return None
-        complete = retirement.detached_at is not None and retirement.drop_after is not None
-        return retirement if retirement.state == "retiring" or complete else None
+        whole = retirement.detached_at is not None and retirement.drop_after is not None
+        return retirement if retirement.state == "retiring" or (retirement.state == "quarantined" and whole) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,292 @@
+"""CanVacuum: space made reusable where it is worth it, in nobody's way."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from backendops.backends.postgres import PostgresBackend, vacuum_work
+from backendops.backends.postgres import vacuum as vacuum_module
+from backendops.contracts.capabilities import CanVacuum, VacuumPlan
+from backendops.contracts.errors import BackendBusy, BackendRefused
+from backendops.contracts.retention import Retention
+from backendops.contracts.run import Limits, Step
+from backendops.engine.pacing import TimedPace
+from backendops.jobs.archive import Archive
+from backendops.jobs.vacuum import Vacuum
+from tests.celery_rows import ensure_tables, fill_celery_table
+from tests.conformance.postgres_store import in_transaction, opened, other_role, sql, until
+from tests.conformance.stores import Store
+
+CAPABILITY = CanVacuum
+LIVE = "celery_taskmeta"
+DAY = timedelta(days=1)
+
+
+def plan(
+    *, later: timedelta = timedelta(), dead_rows: int = 100, dead_ratio: float = 0.1, full: bool = False
+) -> VacuumPlan:
+    return VacuumPlan(datetime.now(UTC) + later, dead_rows, dead_ratio, 7 * DAY, full)
+
+
+def vacuum(url: str, wanted: VacuumPlan, limits: Limits | None = None, **fields: Any) -> list[Step]:
+    with opened(url, limits, **fields) as backend:
+        return list(backend.vacuum(wanted, TimedPace()))
+
+
+def whats(steps: list[Step]) -> list[str]:
+    return [step.what for step in steps if step.what]
+
+
+def codes(steps: list[Step]) -> list[str]:
+    return [one.code for step in steps for one in step.findings]
+
+
+def dead_rows(url: str, table: str = LIVE) -> int:
+    return int(sql(url, f"SELECT n_dead_tup FROM pg_stat_all_tables WHERE relid = '{table}'::regclass")[0][0])
+
+
+@pytest.fixture
+def emptied(postgres_url: str) -> str:
+    """1,000 results, half of which have just been removed."""
+    fill_celery_table(postgres_url, 1000)
+    sql(postgres_url, f"DELETE FROM {LIVE} WHERE id % 2 = 0")
+    assert dead_rows(postgres_url) == 500
+    return postgres_url
+
+
+def test_every_run_reads_the_size_of_every_table(store: Store) -> None:
+    fill_celery_table(store.url, 200)
+    job = Vacuum()
+    with store.opened() as backend:
+        steps = list(job.run(backend, datetime.now(UTC), TimedPace()))
+        labels = set(backend.table_names())
+    read = {(one.metric.name, *(value for _, value in one.labels)): one.value for s in steps for one in s.readings}
+    assert {key[1] for key in read if key[0] == "backendops_table_bytes"} == labels
+    assert read["backendops_table_bytes", LIVE] > 0
+    # SQLite has no dead rows to speak of.
+    assert read.get(("backendops_table_dead_rows", LIVE), 0) >= 0
+    assert read["backendops_findings", "warning"] == 0
+
+
+def test_a_preview_changes_nothing(store: Store) -> None:
+    fill_celery_table(store.url, 200)
+    with store.previewing() as backend:
+        preview = Vacuum().preview(backend, datetime.now(UTC))
+    assert preview.summary
+    assert {one.metric.name for one in preview.readings} >= {"backendops_table_bytes"}
+
+
+def test_dead_rows_are_removed_and_counted(emptied: str) -> None:
+    (clean, last) = vacuum(emptied, plan())
+    assert clean.rows == 500
+    assert clean.what.startswith(f'vacuumed "public"."{LIVE}" in ')
+    assert "dead rows 500 → 0" in clean.what
+    assert {(one.metric.name, dict(one.labels)["table"]): one.value for one in last.readings}[
+        "backendops_table_dead_rows", LIVE
+    ] == 0
+    assert dead_rows(emptied) == 0
+    assert whats(vacuum(emptied, plan())) == ["no table needs a vacuum"]
+
+
+@pytest.mark.parametrize("thresholds", [{"dead_rows": 501}, {"dead_ratio": 0.51}])
+def test_below_either_threshold_a_table_is_left_alone(emptied: str, thresholds: dict[str, Any]) -> None:
+    assert whats(vacuum(emptied, plan(**thresholds))) == ["no table needs a vacuum"]
+    assert dead_rows(emptied) == 500
+
+
+def test_old_statistics_are_renewed_where_rows_have_changed(emptied: str) -> None:
+    vacuum(emptied, plan())
+    assert whats(vacuum(emptied, plan(later=8 * DAY))) == ["no table needs a vacuum"]
+    sql(emptied, f"UPDATE {LIVE} SET queue = 'other' WHERE id < 20")
+    assert whats(vacuum(emptied, plan(later=6 * DAY))) == ["no table needs a vacuum"]
+    assert [what.partition(" in ")[0] for what in whats(vacuum(emptied, plan(later=8 * DAY)))] == [
+        f'analyzed "public"."{LIVE}"'
+    ]
+
+
+def test_the_archives_partitions_and_statistics_are_kept_too(emptied: str) -> None:
+    with opened(emptied) as backend:
+        job = Archive(older_than="7d", table="kept {table}")
+        list(backend.archive(Retention(datetime.now(UTC) - 7 * DAY), job.plan, TimedPace()))
+    vacuum(emptied, plan(later=8 * DAY))
+    sql(emptied, f'DELETE FROM "kept {LIVE}" WHERE id % 4 <> 1')
+    done = whats(vacuum(emptied, plan(dead_rows=1)))
+    assert done
+    assert all(what.startswith(f'vacuumed "public"."kept {LIVE}_p') for what in done)
+    sql(emptied, f'DELETE FROM "kept {LIVE}" WHERE id % 8 <> 1')
+    # Autovacuum never looks at a partitioned parent, whose statistics plan every query of the archive.
+    assert any(
+        what.startswith(f'analyzed "public"."kept {LIVE}"') for what in whats(vacuum(emptied, plan(later=8 * DAY)))
+    )
+
+
+def test_who_holds_dead_rows_back_is_named_and_left_in_peace(emptied: str) -> None:
+    with in_transaction(
+        emptied, f"BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM {LIVE} LIMIT 1", application_name="long report"
+    ) as holder:
+        sql(emptied, f"DELETE FROM {LIVE}")
+        steps = vacuum(emptied, plan())
+        assert codes(steps) == ["vacuum.held-back"]
+        (finding,) = [one for step in steps for one in step.findings]
+        assert f"session long report (pid {holder.info.backend_pid})" in finding.sentence
+        assert "could not be removed" in finding.sentence
+        with opened(emptied) as backend:
+            assert "long report" in backend.preview_vacuum(plan()).summary
+        with holder.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    assert codes(vacuum(emptied, plan())) == []
+    assert dead_rows(emptied) == 0
+
+
+def test_a_table_that_somebody_works_on_is_left_without_waiting(emptied: str) -> None:
+    with in_transaction(emptied, f"LOCK TABLE {LIVE} IN SHARE UPDATE EXCLUSIVE MODE") as other:
+        began = time.monotonic()
+        done = whats(vacuum(emptied, plan()))
+        assert time.monotonic() - began < 1.5
+        assert done == [
+            f'left "public"."{LIVE}" alone: pid {other.info.backend_pid}, autovacuum or somebody else, works on it now'
+        ]
+    assert dead_rows(emptied) == 500
+
+
+def test_a_role_that_may_not_vacuum_is_told_before_it_tries(emptied: str) -> None:
+    theirs = other_role(emptied, "no_vacuum", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO no_vacuum")
+    try:
+        with opened(theirs) as backend:
+            assert [one.code for one in backend.preview_vacuum(plan()).findings] == ["vacuum.not-permitted"]
+        with pytest.raises(BackendRefused, match="may not vacuum") as caught:
+            vacuum(theirs, plan())
+        assert 'GRANT "postgres" TO' in caught.value.hint
+        assert dead_rows(emptied) == 500
+        if int(sql(emptied, "SHOW server_version_num")[0][0]) >= 170000:
+            sql(emptied, f"GRANT MAINTAIN ON {LIVE} TO no_vacuum")
+            vacuum(theirs, plan())
+            assert dead_rows(emptied) == 0
+    finally:
+        sql(emptied, "DROP OWNED BY no_vacuum")
+
+
+@pytest.fixture
+def slow(postgres_url: str) -> str:
+    """A table whose vacuum takes minutes, as one of many gigabytes does."""
+    fill_celery_table(postgres_url, 3000, payload=500)
+    database = sql(postgres_url, "SELECT current_database()")[0][0]
+    sql(
+        postgres_url,
+        f"DELETE FROM {LIVE} WHERE id % 2 = 0",
+        f"ALTER DATABASE {database} SET vacuum_cost_delay = 100",
+        f"ALTER DATABASE {database} SET vacuum_cost_limit = 1",
+    )
+    return postgres_url
+
+
+def test_a_vacuum_ends_with_the_runs_time(slow: str) -> None:
+    began = time.monotonic()
+    done = whats(vacuum(slow, plan(), Limits(budget=timedelta(milliseconds=400))))
+    assert time.monotonic() - began < 5
+    assert done == [f"""ended the vacuum of "public"."{LIVE}": the run's time is over"""]
+    assert dead_rows(slow) == 1500
+
+
+def test_a_vacuum_is_ended_by_an_interrupt(slow: str) -> None:
+    steps: list[Step] = []
+    failed: list[BackendBusy] = []
+
+    def run(backend: PostgresBackend) -> None:
+        try:
+            steps.extend(backend.vacuum(plan(), TimedPace()))
+        except BackendBusy as error:
+            failed.append(error)
+
+    with opened(slow) as backend:
+        thread = threading.Thread(target=run, args=(backend,), daemon=True)
+        thread.start()
+        until(lambda: bool(sql(slow, "SELECT 1 FROM pg_stat_progress_vacuum")), "it vacuums")
+        began = time.monotonic()
+        backend.interrupt()
+        thread.join(timeout=10)
+        assert time.monotonic() - began < 5
+    # The engine asks for a stop after the step; whoever goes on regardless is told so.
+    assert whats(steps) == [f"""ended the vacuum of "public"."{LIVE}": the run's time is over"""]
+    assert "asked to end" in str(failed[0])
+
+
+def test_a_timeout_of_the_servers_own_is_explained(slow: str) -> None:
+    database = sql(slow, "SELECT current_database()")[0][0]
+    sql(slow, f"ALTER DATABASE {database} SET statement_timeout = 300")
+    with pytest.raises(BackendBusy, match="was cancelled by the server") as caught:
+        vacuum(slow, plan())
+    assert "ALTER ROLE" in caught.value.hint
+
+
+def test_a_table_is_rewritten_only_in_the_window_and_where_it_is_worth_it(
+    emptied: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = f"SELECT pg_relation_filenode('{LIVE}')"
+    before = sql(emptied, file)
+    vacuum(emptied, plan(full=True))
+    assert sql(emptied, file) == before
+    # Sixteen megabytes, for a table of a third of one.
+    monkeypatch.setattr(vacuum_work, "FULL_BYTES", 64 * 1024)
+    vacuum(emptied, plan())
+    assert sql(emptied, file) == before
+    with opened(emptied) as backend:
+        assert f'rewrite "public"."{LIVE}" (VACUUM FULL' in backend.preview_vacuum(plan(full=True)).summary
+    assert [what.partition(":")[0] for what in whats(vacuum(emptied, plan(full=True)))] == [
+        f'rewrote "public"."{LIVE}"'
+    ]
+    assert sql(emptied, file) != before
+    assert sql(emptied, f"SELECT count(*) FROM {LIVE}") == [(500,)]
+    assert whats(vacuum(emptied, plan(full=True))) == ["no table needs a vacuum"]
+
+
+def test_a_rewrite_never_queues_for_its_lock(emptied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vacuum_work, "FULL_BYTES", 64 * 1024)
+    monkeypatch.setattr(vacuum_module, "FULL_TRIES", 5)
+    vacuum(emptied, plan())
+    waited: list[float] = []
+    done: list[Step] = []
+    with in_transaction(emptied, f"SELECT 1 FROM {LIVE} LIMIT 1"):
+        thread = threading.Thread(target=lambda: done.extend(vacuum(emptied, plan(full=True))), daemon=True)
+        thread.start()
+        while thread.is_alive():
+            began = time.monotonic()
+            sql(emptied, f"UPDATE {LIVE} SET queue = queue WHERE id = 1")
+            waited.append(time.monotonic() - began)
+        thread.join()
+    assert whats(done) == [f'did not rewrite "public"."{LIVE}": no moment without another session on it']
+    assert max(waited) < 1
+
+
+def test_without_tables_there_is_nothing_to_vacuum(postgres_url: str) -> None:
+    (step,) = vacuum(postgres_url, plan())
+    assert step.what == "no table needs a vacuum"
+    assert [one.value for one in step.readings] == [0, 0, 0, 0]
+    assert codes([step]) == ["postgres.no-table"]
+
+
+def test_partitions_of_a_live_table_count_as_one(postgres18_url: str) -> None:
+    ensure_tables(postgres18_url)
+    sql(
+        postgres18_url,
+        f"DROP TABLE {LIVE}",
+        f"CREATE TABLE {LIVE} (id int, task_id text, status text, date_done timestamp) PARTITION BY RANGE (id)",
+        f"CREATE TABLE {LIVE}_1 PARTITION OF {LIVE} FOR VALUES FROM (0) TO (1000)",
+        f"CREATE TABLE {LIVE}_2 PARTITION OF {LIVE} FOR VALUES FROM (1000) TO (2000)",
+        f"INSERT INTO {LIVE} SELECT n FROM generate_series(0, 1999) AS n",
+        f"DELETE FROM {LIVE} WHERE id % 2 = 0",
+    )
+    with opened(postgres18_url) as backend:
+        values = {
+            dict(one.labels)["table"]: one.value
+            for one in backend.preview_vacuum(plan()).readings
+            if "dead" in one.metric.name
+        }
+    assert values == {LIVE: 1000, "celery_tasksetmeta": 0}
+    done = whats(vacuum(postgres18_url, plan()))
+    assert {what.partition(" in ")[0] for what in done} >= {f'vacuumed "public"."{LIVE}_{n}"' for n in (1, 2)}
