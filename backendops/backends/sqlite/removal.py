@@ -33,6 +33,10 @@ LOOK_ROWS: Final = 10_000
 CHUNK: Final = 200
 # The longest sleep of SQLite's busy handler (sqliteDefaultBusyCallback): who waits will have looked by then.
 FREE_FOR: Final = 0.1
+# Every writer waits while a batch holds the lock, on no other backend: so it holds it shorter than batches may take.
+HOLD: Final = 0.1
+# Below ten rows a batch is mostly the sync of its commit.
+FEWEST: Final = 10
 # Each attempt waits for lock_timeout; what is locked for three of them is locked by something that lasts.
 ATTEMPTS: Final = 3
 
@@ -143,17 +147,17 @@ class Removal:
 
     def run(self, pace: Pace) -> Steps:
         """Yield after each committed batch, and after each piece of the table that had nothing due."""
-        free_since = 0.0
+        free_since, most = 0.0, pace.size
         for found in self.search.looks(self.file.connection):
             if not found:
                 yield Step()
             at, attempts = 0, 0
             while at < len(found):
-                batch = found[at : at + pace.size]
+                batch = found[at : at + min(pace.size, most)]
                 # Even where the caller rests shorter: an application that waits must get its turn.
                 time.sleep(max(0.0, free_since + FREE_FOR - time.monotonic()))
                 try:
-                    rows = self._take(batch, pace)
+                    rows, held = self._take(batch, pace)
                 except BackendBusy:
                     pace.timed_out()
                     attempts += 1
@@ -162,10 +166,13 @@ class Removal:
                     yield Step(what="waited for another writer")
                     continue
                 free_since = time.monotonic()
+                # No more than twice as many as were measured: larger rows may come.
+                most = max(FEWEST, int(len(batch) * min(HOLD / held, 2.0)))
                 at, attempts = at + len(batch), 0
                 yield Step(rows=rows, what=self.what)
 
-    def _take(self, batch: list[Due], pace: Pace) -> int:
+    def _take(self, batch: list[Due], pace: Pace) -> tuple[int, float]:
+        """How many rows of the batch were still due and are gone, and for how long the lock was held."""
         with translated(self.file.path):
             with self.file.writing():
                 # From here others wait; waiting for them before says nothing about the batch.
@@ -173,8 +180,9 @@ class Removal:
                 rows = self.search.still_due(self.file.connection, batch)
                 if rows:
                     self._move(rows)
-            pace.measured(len(rows), time.monotonic() - began)
-        return len(rows)
+            held = time.monotonic() - began
+        pace.measured(len(rows), held)
+        return len(rows), held
 
     def _move(self, rows: list[Due]) -> None:
         connection, live = self.file.connection, self.search.table

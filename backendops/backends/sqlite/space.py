@@ -167,8 +167,10 @@ class Vacuuming:
             return [tuple(row) for row in result] if result.returns_rows else []
 
     def readings(self) -> Iterator[Reading]:
-        """The size of each table; nothing for one that takes too long to measure, or where SQLite has no dbstat."""
+        """The size of each table; none for one that takes too long to measure, or where SQLite has no dbstat."""
         for table in self.tables:
+            # A DELETE takes the row out of its page: what is left are free pages, not dead rows.
+            yield metrics.TABLE_DEAD_ROWS.read(0, table=table)
             try:
                 with self.file.clock.limited(MEASURE_TIME), translated(self.file.path):
                     statement = load("sqlite", "vacuum", "table_bytes")
