@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from backendops.backends.postgres.archive_table import takes
+from backendops.backends.postgres.drift import takes
 from backendops.backends.postgres.due import naive
 from backendops.backends.postgres.periods import fit, free_period, next_period, partition_name, period_start
 from backendops.contracts.capabilities import Every

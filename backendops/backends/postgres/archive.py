@@ -9,12 +9,12 @@ from functools import partial
 from backendops.backends.postgres.archive_table import (
     ArchiveTable,
     archive_name,
-    columns_to_add,
     ensure_archive,
     ensure_partitions,
     find_archive,
 )
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.drift import columns_to_add
 from backendops.backends.postgres.periods import period_start
 from backendops.backends.postgres.survey import Target
 from backendops.backends.postgres.sweep import preview_sweep, sweep

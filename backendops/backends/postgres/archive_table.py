@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.drift import DONE_AT, OURS, columns_to_add, refuse_own_columns
 from backendops.backends.postgres.errors import CHECK_VIOLATION, DEADLOCK, LOCK_NOT_AVAILABLE, MADE_MEANWHILE, code_of
 from backendops.backends.postgres.periods import fit, free_period, partition_name
 from backendops.backends.postgres.tables import Column, LiveTable, list_columns, quoted
@@ -20,9 +21,6 @@ from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import ArchivePlan, Every
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
 
-DONE_AT: Final = "done_at"
-ARCHIVED_AT: Final = "archived_at"
-OURS: Final = frozenset({DONE_AT, ARCHIVED_AT})
 # Five tries of lock_timeout (2 s) with rests between: a busy table lets DDL in within a quarter of a minute, or the
 # next run tries again. A single long wait would make Celery's writers queue behind it.
 DDL_TRIES: Final = 5
@@ -151,8 +149,6 @@ def ensure_archive(session: PostgresSession, live: LiveTable, plan: ArchivePlan)
 
     Raises BackendRefused, before any row is moved, where a row could not be taken as it is.
     """
-    if "{table}" not in plan.name and not plan.name.strip():
-        raise BackendRefused("the archive has no name", "name it under `table:` of the job")
     return with_ddl(session, lambda connection: _ensured(connection, live, plan))
 
 
@@ -176,58 +172,9 @@ def _ensured(connection: Connection, live: LiveTable, plan: ArchivePlan) -> tupl
     return archive, f"{done} {archive.sql_name}" if done else ""
 
 
-def columns_to_add(live: LiveTable, archive: ArchiveTable) -> tuple[Column, ...]:
-    """The live columns that the archive lacks; raises BackendRefused where one that it has cannot take their values."""
-    have = {column.name: column for column in archive.columns if column.name not in OURS}
-    for column in live.columns:
-        if column.name in OURS:
-            raise BackendRefused(
-                f"{live.sql_name} has a column {column.name} of its own, which the archive needs for itself",
-                f"ALTER TABLE {live.sql_name} RENAME COLUMN {quoted(column.name)} TO …",
-            )
-        theirs = have.get(column.name)
-        if theirs is not None and not takes(column.type, theirs.type):
-            raise BackendRefused(
-                f"column {column.name} is {column.type} in {live.sql_name}, but {theirs.type} in {archive.sql_name}",
-                f"ALTER TABLE {archive.sql_name} ALTER COLUMN {quoted(column.name)} TYPE {column.type};",
-            )
-        if theirs is not None and theirs.not_null and not column.not_null:
-            raise BackendRefused(
-                f"column {column.name} may be empty in {live.sql_name}, but not in {archive.sql_name}",
-                f"ALTER TABLE {archive.sql_name} ALTER COLUMN {quoted(column.name)} DROP NOT NULL;",
-            )
-    known = {column.name for column in live.columns}
-    for column in have.values():
-        if column.name not in known and column.not_null and not column.has_default:
-            raise BackendRefused(
-                f"{archive.sql_name} wants a value for {column.name}, which {live.sql_name} does not have",
-                f"ALTER TABLE {archive.sql_name} ALTER COLUMN {quoted(column.name)} DROP NOT NULL;",
-            )
-    return tuple(column for column in live.columns if column.name not in have)
-
-
-def takes(value: str, column: str) -> bool:
-    """Can a column of this type hold every value of that type unchanged?"""
-    if value == column:
-        return True
-    integers = ("smallint", "integer", "bigint")
-    if value in integers and column in integers:
-        return integers.index(value) <= integers.index(column)
-    texts = [re.fullmatch(r"(?:character varying|text)(?:\((\d+)\))?", name) for name in (value, column)]
-    if texts[0] and texts[1]:
-        from_length, to_length = texts[0][1], texts[1][1]
-        return to_length is None or (from_length is not None and int(from_length) <= int(to_length))
-    return False
-
-
 def _create(connection: Connection, live: LiveTable, plan: ArchivePlan) -> None:
     schema, name = archive_name(live, plan)
-    clash = [column.name for column in live.columns if column.name in OURS]
-    if clash:
-        raise BackendRefused(
-            f"{live.sql_name} has a column {clash[0]} of its own, which the archive needs for itself",
-            f"ALTER TABLE {live.sql_name} RENAME COLUMN {clash[0]} TO …",
-        )
+    refuse_own_columns(live)
     slots = {
         "archive": literal(f"{quoted(schema)}.{quoted(name)}"),
         "columns": literal(", ".join(_definition(column) for column in live.columns)),
