@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from backendops.backends.sql_files import statements
 from backendops.backends.sqlite import SqliteBackend
 from backendops.contracts.errors import BackendBusy, BackendRefused, BackendUnreachable
 from backendops.contracts.job import Job
@@ -231,3 +233,19 @@ def test_a_wrong_zone_or_clock_is_refused_by_the_engine(sqlite_url: str, tmp_pat
             backend = SqliteBackend(url=sqlite_url, date_done_timezone=zone)  # type: ignore[arg-type]
             report = Runner(ledger).run(Pair("archive", job, "results", backend, None), Trigger.COMMAND)
             assert report.outcome is outcome
+
+
+def test_every_statement_runs_as_it_is_written(sqlite_url: str) -> None:
+    ensure_tables(sqlite_url)
+
+    class Anything(dict[str, object]):
+        def __missing__(self, key: str) -> object:
+            return None
+
+    with raw(sqlite_url) as connection:
+        made = statements("sqlite", "archive_table")
+        connection.execute(made["create_archive"])
+        connection.execute(made["create_index"])
+        for file in ("remove", "archive_table", "schema", "vacuum", "pool"):
+            for statement in statements("sqlite", file).values():
+                connection.execute(f"EXPLAIN {statement}", Anything())
