@@ -64,7 +64,6 @@ POOLER_LONGEST_WAIT: Final = Metric(
 ID_HEADROOM: Final = Metric(
     "backendops_id_headroom_ratio",
     "Part of the id column's range that is still free, the tightest table's (1 is all of it).",
-    from_start=False,
 )
 
 REDIS_MEMORY_USED: Final = Metric("backendops_redis_memory_used_bytes", "Memory used, in bytes.")

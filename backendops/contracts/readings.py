@@ -19,8 +19,6 @@ class Metric:
     help: str
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     per_job: bool = False
-    from_start: bool = True
-    """Is each series there, at zero, before the first run? Not where zero would itself be an alarm."""
 
     def read(self, value: float, **labels: str) -> Reading:
         """A reading of this metric; raises ValueError where a label is missing or unknown."""
