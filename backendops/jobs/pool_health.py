@@ -211,7 +211,7 @@ def _in_words(report: PoolReport) -> str:
     states = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in report.connections.items() if n)
     return (
         f"{sum(report.connections.values())}{limit} connections ({states or 'none'}){_most_by(report)}, "
-        f"round trip {format_seconds(report.roundtrip_seconds)}"
+        f"round trip {report.roundtrip_seconds * 1000:.1f} ms"
     )
 
 

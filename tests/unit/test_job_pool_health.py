@@ -55,7 +55,7 @@ def test_every_series_of_a_calm_backend() -> None:
         ("findings", "warning"): 0,
         ("findings", "critical"): 0,
     }
-    assert step.what == "10 of 100 connections (2 active, 8 idle), most by celery (9), round trip 1 ms"
+    assert step.what == "10 of 100 connections (2 active, 8 idle), most by celery (9), round trip 1.0 ms"
 
 
 @pytest.mark.parametrize(
