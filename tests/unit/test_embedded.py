@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import signal
@@ -88,7 +87,7 @@ def test_root_without_user_namespaces(tmp_path: Path, monkeypatch: pytest.Monkey
         assert server.directory.is_relative_to(tempfile.gettempdir())
         elsewhere = server.directory
     del server
-    gc.collect()
+
     assert not elsewhere.exists()
 
 
