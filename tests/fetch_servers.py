@@ -17,7 +17,7 @@ SERVERS = CACHE / "servers"
 APT = CACHE / "apt"
 
 # What a test asks for (tests.servers.debian_binary), by the package that has it.
-PACKAGES = ("prometheus", "pgbouncer", "redis-server", "cron")
+PACKAGES = ("prometheus", "pgbouncer", "redis-server", "cron", "libfaketime")
 # A second major version beside the wheel's: the first that this release of Debian or Ubuntu has.
 POSTGRES = ("postgresql-15", "postgresql-16", "postgresql-17", "postgresql-14")
 # Prometheus recommends these for its old pages and lists them as dependencies; the server runs without.
