@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -19,6 +20,7 @@ from backendops.contracts.run import Outcome, Trigger
 from backendops.daemon.metrics import negotiate, registry, render_textfile
 from backendops.daemon.view import View
 from backendops.engine.ledger import Ledger
+from backendops.engine.pacing import THROTTLE_REASONS
 from backendops.engine.report import RunReport
 from backendops.policy.load import load_policy
 from backendops.policy.model import Pair
@@ -242,3 +244,11 @@ def test_the_textfile_has_the_same_series_and_nothing_of_the_process(view: View)
     assert 'backendops_job_rows_total{backend="results",job="archive"} 3.0' in text
     assert "process_" not in text, "node_exporter has these of its own"
     assert set(PROMISED) <= {sample.name for f in text_string_to_metric_families(text) for sample in f.samples}
+
+
+def test_the_documentation_names_every_series_and_no_other(view: View) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `(backendops_\w+)`", text, re.MULTILINE))
+    assert documented == {name for name in scrape(view) if name.startswith("backendops_")}
+    for reason in THROTTLE_REASONS:
+        assert reason in text
