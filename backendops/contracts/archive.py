@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Self
 from zoneinfo import ZoneInfo
 
 from backendops.contracts.capabilities import ArchivePlan
-from backendops.contracts.readings import Finding
+from backendops.contracts.readings import Finding, Reading
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits, Pace, Preview
 
@@ -83,8 +83,8 @@ class Batch:
     rows: tuple[Row, ...]
 
     def only(self, positions: Collection[int]) -> Batch:
-        """The rows at these positions."""
-        return Batch(self.shape, tuple(row for number, row in enumerate(self.rows) if number in positions))
+        """The rows at these positions, in their order."""
+        return Batch(self.shape, tuple(self.rows[position] for position in sorted(positions)))
 
 
 def fingerprint(shape: Shape, row: Row, *, leaving_out: Collection[str] = ()) -> bytes:
@@ -138,6 +138,10 @@ class CanHandOver(ABC):
     @abstractmethod
     def find_due(self, due: Retention) -> DueFound:
         """How much is due; raises BackendRefused where the rows could not be removed afterwards."""
+
+    def oldest_ages(self) -> tuple[Reading, ...]:
+        """The age of the oldest live result of each table, for the end of a run; none where that is not cheap."""
+        return ()
 
     @abstractmethod
     def shapes_due(self, due: Retention) -> tuple[Shape, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, ClassVar
 
@@ -68,6 +68,11 @@ class Job(BaseModel, ABC):
     def keeps(self) -> Mapping[str, Keep]:
         """How long results stay, by the key that says so, the one for most of them first; none where none ever goes."""
         return {}
+
+    @classmethod
+    def ability(cls, keys: Collection[str]) -> type:  # noqa: ARG003 - for those that override it
+        """The capability that an entry with these policy keys needs: `needs`, unless the kind says otherwise."""
+        return cls.needs
 
     @abstractmethod
     def preview(self, backend: Any, now: datetime) -> Preview:

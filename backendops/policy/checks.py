@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import combinations
-from typing import Final
+from typing import Final, TypeGuard
 
 from backendops.contracts.backend import Backend
 from backendops.contracts.job import Job
@@ -112,8 +112,13 @@ def _not_longer(keep: Keep | None, older_than: Duration) -> bool:
     return keep.rest - older_than.rest + timedelta(days=months * (28 if months > 0 else 31)) <= timedelta()
 
 
+def is_kept_here(job: Job) -> TypeGuard[Archive | Partition]:
+    """Does it keep an archive in the backend's own database?"""
+    return isinstance(job, Partition) or (isinstance(job, Archive) and job.to is None)
+
+
 def _two_archives(backend_name: str, jobs: Mapping[str, Job]) -> Iterator[Fault]:
-    keepers = [(name, job) for name, job in jobs.items() if isinstance(job, (Archive, Partition))]
+    keepers = [(name, job) for name, job in jobs.items() if is_kept_here(job)]
     for (first_name, first), (name, job) in combinations(keepers, 2):
         for key, one, other in (
             ("table", first.table, job.table),

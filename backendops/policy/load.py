@@ -19,10 +19,11 @@ from backendops.contracts.masking import mask
 from backendops.jobs import JOBS
 from backendops.policy.bind import bind, described, suggestion
 from backendops.policy.checks import faults
+from backendops.policy.destinations import with_destinations
 from backendops.policy.document import START, Place, Problems, Value, read_document
 from backendops.policy.expand import expand
 from backendops.policy.model import Http, Pair, Policy, PolicyKeys
-from backendops.policy.pairing import can_do, class_for_url, pair_up
+from backendops.policy.pairing import can_do, class_for_url, given_keys, pair_up
 from backendops.policy.schedule import Schedule
 from backendops.policy.secrets import secrets_in
 from backendops.policy.state import default_state, state_from
@@ -95,6 +96,7 @@ class _Loading:
         on = {name: self._backends_of(name) for name in self._kinds}
         for fault in faults(self._jobs, self._backends, on):
             self._problems.add(self._place(*fault.keys), fault.message)
+        sent = with_destinations(self._jobs, self._classes, self._backends, on, self._document, self._problems)
         if len(self._problems) or http is None:
             return None
         return Policy(
@@ -104,7 +106,7 @@ class _Loading:
             http=http,
             backends=self._backends,
             jobs=self._jobs,
-            pairs=tuple(self._pairs(on)),
+            pairs=tuple(self._pairs(on, sent)),
             secrets=frozenset(secrets_in(self._document)),
         )
 
@@ -249,19 +251,28 @@ class _Loading:
             self._problems.add(given.place, f"job {name!r}: {error}")
 
     def _backends_of(self, name: str) -> tuple[str, ...]:
-        given = self._document.at("jobs", name, "backend")
-        if given is not None and given.data is not None:
-            return pair_up(name, self._kinds[name], given, self._classes, self._problems)
-        able = tuple(b for b, kind in self._classes.items() if kind is not None and can_do(kind, self._kinds[name]))
+        entry, job = self._document.at("jobs", name), self._kinds[name]
+        assert entry is not None  # noqa: S101 - its kind came out of it
+        keys = given_keys(entry)
+        if "backend" in keys:
+            return pair_up(name, job, entry, self._classes, self._problems)
+        elsewhere = entry.at("to", "backend")
+        able = tuple(
+            backend
+            for backend, kind in self._classes.items()
+            # What keeps the archive is not archived to itself.
+            if kind is not None and can_do(kind, job, keys) and (elsewhere is None or elsewhere.data != backend)
+        )
         if not able and self._classes and None not in self._classes.values():
             self._problems.add(
                 self._key_place("jobs", name), f"job {name!r} has nowhere to run: none of the backends can do it"
             )
         return able
 
-    def _pairs(self, on: Mapping[str, tuple[str, ...]]) -> Iterator[Pair]:
-        for name, job in self._jobs.items():
+    def _pairs(self, on: Mapping[str, tuple[str, ...]], sent: Mapping[tuple[str, str], Job]) -> Iterator[Pair]:
+        for name, written in self._jobs.items():
             for backend in on[name]:
+                job = sent.get((name, backend), written)
                 yield Pair(name, job, backend, self._backends[backend], self._schedules.get(name))
 
 

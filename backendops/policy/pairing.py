@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from backendops.backends import BACKENDS
@@ -52,9 +52,15 @@ def class_for_url(url: str) -> type[Backend]:
     )
 
 
-def can_do(backend: type[Backend], job: type[Job]) -> bool:
-    """Has the backend the one ability that the job needs?"""
-    return issubclass(backend, job.needs)
+def can_do(backend: type[Backend], job: type[Job], keys: Collection[str] = ()) -> bool:
+    """Has the backend the one ability that an entry of this kind with these keys needs?"""
+    return issubclass(backend, job.ability(keys))
+
+
+def given_keys(entry: Value) -> tuple[str, ...]:
+    """The keys of an entry that have a value."""
+    keys = entry.data if isinstance(entry.data, dict) else {}
+    return tuple(key for key, each in keys.items() if each.value.data is not None)
 
 
 def kinds_of(backend: type[Backend]) -> tuple[str, ...]:
@@ -63,9 +69,11 @@ def kinds_of(backend: type[Backend]) -> tuple[str, ...]:
 
 
 def pair_up(
-    name: str, job: type[Job], given: Value, classes: Mapping[str, type[Backend] | None], problems: Problems
+    name: str, job: type[Job], entry: Value, classes: Mapping[str, type[Backend] | None], problems: Problems
 ) -> tuple[str, ...]:
-    """The backends that a job's `backend` key names; one that is unknown, unable or named twice is a problem."""
+    """The backends that an entry's `backend` key names; one that is unknown, unable or named twice is a problem."""
+    given = entry.at("backend")
+    assert given is not None  # noqa: S101 - asked only where it is there
     paired: list[str] = []
     items = given.data if isinstance(given.data, list) else [given]
     if not items and not given.broken:
@@ -84,12 +92,11 @@ def pair_up(
         kind = classes[backend]
         if kind is None:
             continue
-        if not can_do(kind, job):
+        if not can_do(kind, job, given_keys(entry)):
             able = ", ".join(kinds_of(kind)) or "nothing yet"
-            problems.add(
-                item.place,
-                f"job {name!r} cannot run on {backend!r}: {kind.__name__} cannot {job.kind_name}; it can: {able}",
-            )
+            elsewhere = " to another place" if can_do(kind, job) else ""
+            what = f"{kind.__name__} cannot {job.kind_name}{elsewhere}"
+            problems.add(item.place, f"job {name!r} cannot run on {backend!r}: {what}; it can: {able}")
             continue
         paired.append(backend)
     return tuple(paired)

@@ -1,0 +1,122 @@
+"""Files that are written whole or not at all, and what the operating system says, in an operator's words."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import getpass
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
+
+# Whatever ends so was being written when a process died: it is of no archive and may go.
+UNFINISHED: Final = ".tmp"
+LOCK: Final = ".backendops.lock"
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN: Final = {errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise what the operating system reports about `path` as BackendError with the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise translated(error, path) from error
+
+
+def translated(error: OSError, path: Path) -> BackendError:
+    """The error in an operator's words; nothing was removed from any backend because of it."""
+    where = error.filename or path
+    if error.errno in _FULL:
+        return BackendError(
+            f"there is no space left for {where}", "free some, or name another directory; no result was removed"
+        )
+    if error.errno in _FORBIDDEN:
+        return BackendRefused(f"{where} may not be written by {_user()}", "give that user the directory of the archive")
+    if error.errno == errno.EROFS:
+        return BackendRefused(f"{where} is on a read-only file system", "mount it writable, or name another directory")
+    return BackendError(f"{where}: {error.strerror or error}", "see to the disk; the next run goes on where this ended")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
+def check_directory(path: Path) -> None:
+    """Raise BackendRefused where the archive's directory is not there or cannot be used."""
+    with disk_errors(path):
+        if not path.exists():
+            # Made by us, it would lie under a mount point whose disk is missing today.
+            raise BackendRefused(
+                f"there is no directory {path}", f"mount its disk, or make it: install -d -o {_user()} -m 750 {path}"
+            )
+        if not path.is_dir():
+            raise BackendRefused(f"{path} is not a directory", "name the archive's directory under `to: {files: …}`")
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise BackendRefused(
+                f"{path} may not be written by {_user()}", "give that user the directory of the archive"
+            )
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold the archive's directory for one run; raises BackendBusy where another run has it."""
+    with disk_errors(path):
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BackendBusy(f"another run is using the archive in {path}", "try again when it has ended") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory of the archive, and make sure that it outlives a power cut."""
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable, and forget what is cached of it, so that reading it back reads the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a small file: whoever reads it finds the old content or the new one, also after a power cut."""
+    beside = path.with_name(path.name + UNFINISHED)
+    try:
+        beside.write_bytes(content)
+        sync_file(beside)
+        beside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)

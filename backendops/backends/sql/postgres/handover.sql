@@ -1,0 +1,54 @@
+-- Reading due results for an archive outside this database, and removing them once they are kept there.
+
+-- name: find_end
+-- The last of the next rows, due or not: what is kept is walked over in bounded steps too. By the walked column and id,
+-- so that many rows of one moment are cut as well. Nothing: the walk is over.
+SELECT /* by */ date_done AS by, id
+FROM (
+    SELECT /* by */ date_done, id
+    FROM /* live */ celery_taskmeta
+    WHERE /* by */ date_done >= :low AND /* by */ date_done < :end AND (/* by */ date_done, id) > (:low, :after)
+    ORDER BY /* by */ date_done, id
+    LIMIT :size
+) AS next_rows
+ORDER BY /* by */ date_done DESC, id DESC
+LIMIT 1;
+
+-- name: read_due
+-- Nothing is locked: xmin says at the removal whether a row is still the one that was read. A date without an end
+-- (infinity) has no period, and stays.
+SELECT /* columns */ id, task_id, status, result, date_done /* end */, date_done AT TIME ZONE :zone, xmin::text
+FROM /* live */ celery_taskmeta
+WHERE /* by */ date_done >= :low AND /* by */ date_done <= :high
+  AND (/* by */ date_done, id) > (:low, :after) AND (/* by */ date_done, id) <= (:high, :last)
+  AND /* due */ (date_done < :cutoff) AND isfinite(date_done)
+ORDER BY /* by */ date_done, id;
+
+-- name: find_last
+-- Where a walk by id ends: what is stored from now on is not due.
+SELECT max(/* by */ id) FROM /* live */ celery_taskmeta;
+
+-- name: read_again
+-- The live rows of these ids as they are now, to be compared with a copy that an earlier run made.
+SELECT /* columns */ id, task_id, status, result, date_done /* end */, date_done AT TIME ZONE :zone, xmin::text
+FROM /* live */ celery_taskmeta
+WHERE id = ANY (CAST(:ids AS bigint[]));
+
+-- name: remove_same
+-- Each row by its id and its version: one that was rewritten since it was read, or that another session holds, stays.
+WITH meant AS (
+    SELECT * FROM unnest(CAST(:ids AS bigint[]), CAST(:versions AS text[])) AS m (id, version)
+), held AS (
+    SELECT live.id, meant.version
+    FROM /* live */ celery_taskmeta AS live
+    JOIN meant ON meant.id = live.id AND meant.version = live.xmin::text
+    FOR UPDATE OF live SKIP LOCKED
+)
+DELETE FROM /* live */ celery_taskmeta AS live
+USING held
+WHERE live.id = held.id AND live.xmin::text = held.version
+RETURNING live.id, held.version;
+
+-- name: find_present
+-- Of those that were not removed, the ones that are still here.
+SELECT id FROM /* live */ celery_taskmeta WHERE id = ANY (CAST(:ids AS bigint[]));

@@ -1,0 +1,105 @@
+"""Archives outside their backend: the store of each archive job for each of its backends, and what is wrong there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from backendops.backends.files import FORMATS, FileStore
+from backendops.contracts.archive import ArchiveStore, CanHandOver, CanKeepArchive
+from backendops.contracts.backend import Backend
+from backendops.contracts.job import Job
+from backendops.jobs.archive import Archive
+from backendops.jobs.destination import Destination
+from backendops.policy.bind import suggestion
+from backendops.policy.document import Problems, Value
+
+FORMAT = "jsonl.gz"
+
+
+def with_destinations(  # noqa: PLR0913, PLR0917 - all that loading knows by then
+    jobs: Mapping[str, Job],
+    classes: Mapping[str, type[Backend] | None],
+    backends: Mapping[str, Backend],
+    on: Mapping[str, tuple[str, ...]],
+    document: Value,
+    problems: Problems,
+) -> dict[tuple[str, str], Job]:
+    """Each archive job, for each of its backends, with the store it goes to; a store that cannot be is a problem."""
+    sent: dict[tuple[str, str], Job] = {}
+    taken: dict[str, tuple[str, str]] = {}
+    for name, job in jobs.items():
+        if not isinstance(job, Archive) or job.to is None:
+            continue
+        finding = _Finding(name, job, job.to, classes, backends, document, problems)
+        for source in on.get(name, ()):
+            if source not in backends or (found := finding.store(source)) is None:
+                continue
+            store, place = found
+            if place in taken and taken[place][1] != source:
+                finding.blame(
+                    f"the archives of {taken[place][1]!r} and {source!r} would be one: write {{backend}} in "
+                    f"{'`files`' if job.to.files else '`table`'}, or give each a job of its own"
+                )
+            taken[place] = (name, source)
+            sent[name, source] = job.sent_to(store, source)
+    return sent
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """One archive job's destination."""
+
+    name: str
+    job: Archive
+    to: Destination
+    classes: Mapping[str, type[Backend] | None]
+    backends: Mapping[str, Backend]
+    document: Value
+    problems: Problems
+
+    def blame(self, message: str) -> None:
+        """A problem, at the place of the destination."""
+        for keys in (("to", "backend"), ("to", "format"), ("to", "files"), ("to",)):
+            value = self.document.at("jobs", self.name, *keys)
+            if value is not None and value.data is not None:
+                self.problems.add(value.place, f"job {self.name!r}: {message}")
+                return
+
+    def store(self, source: str) -> tuple[ArchiveStore, str] | None:
+        """The store for what comes from `source`, and what tells it from others; None where there is a problem."""
+        return self._in_files(source) if self.to.files is not None else self._in_backend(source)
+
+    def _in_files(self, source: str) -> tuple[ArchiveStore, str] | None:
+        form = FORMATS[self.to.format or FORMAT]
+        if extra := form.is_missing():
+            self.blame(f"what writes {form.suffix} is not installed: pip install 'backendops[{extra}]'")
+            return None
+        backend = self.backends[source]
+        assert isinstance(backend, CanHandOver)  # noqa: S101 - paired by it
+        written = Path((self.to.files or "").replace("{backend}", source)).expanduser()
+        path = Path(self.problems.file).parent.absolute() / written
+        return FileStore(path, form.suffix, self.job.every, backend.zone), str(path)
+
+    def _in_backend(self, source: str) -> tuple[ArchiveStore, str] | None:
+        target = self.to.backend or ""
+        if target not in self.classes:
+            self.blame(f"unknown backend {target!r}{suggestion(target, self.classes)}")
+            return None
+        kind = self.classes[target]
+        if target == source:
+            self.blame(f"{source!r} cannot be archived to itself: leave `to` out for a table in the same database")
+            return None
+        if kind is not None and not issubclass(kind, CanKeepArchive):
+            able = sorted(name for name, each in self.classes.items() if each and issubclass(each, CanKeepArchive))
+            there_is = f"; {', '.join(map(repr, able))} can" if able else ""
+            self.blame(f"{target!r} cannot keep an archive: {kind.__name__} has no place for it{there_is}")
+            return None
+        keeper = self.backends.get(target)
+        if keeper is None:
+            return None
+        assert isinstance(keeper, CanKeepArchive)  # noqa: S101 - seen above
+        plan = self.job.plan
+        plan = replace(plan, name=plan.name.replace("{backend}", source))
+        return keeper.archive_store(plan), f"{target} {plan.schema or ''}.{plan.name}"
