@@ -8,6 +8,8 @@
 # Prints the PID to give to `nsenter -t PID -a` once systemd is up, then waits. Kill that PID with SIGKILL to end it:
 # its processes, mounts and control group are gone with it. Needs root, CAP_SYS_ADMIN, overlayfs and cgroup v2.
 set -euo pipefail
+# pivot_root and its like; an ordinary PATH leaves them out.
+PATH=$PATH:/usr/sbin:/sbin
 layer=$(readlink -f "${1:?usage: boot.sh LAYER [FROM=TO...]}")
 shift
 
