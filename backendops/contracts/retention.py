@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 
 
@@ -30,11 +30,26 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyRules:
+    """What only a store of keys that expire by themselves can do; the others take no notice."""
+
+    shorten: bool = False
+    """Is a time to live that reaches past the cutoff made shorter?"""
+    chord_cutoff: datetime | None = None
+    """The parts of a chord that was last used before this are removed; None: the cutoff of the results."""
+    rpc_idle: timedelta | None = None
+    """How long a reply list of RPC over Redis may be idle before it is removed; None: it never is."""
+    pidbox_idle: timedelta | None = None
+    """The same for lists that answer `celery inspect`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Retention:
     """What is due now. The first rule that matches decides; `cutoff` where none does (None: kept for ever)."""
 
     cutoff: datetime | None
     rules: tuple[Rule, ...] = ()
+    keys: KeyRules = KeyRules()
 
     def cutoff_of(self, state: str | None, task: str | None = None, queue: str | None = None) -> datetime | None:
         """The moment before which such a result is due; None where it is kept for ever."""

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, ClassVar
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import CanExpire
 from backendops.contracts.job import Job
-from backendops.contracts.retention import Retention, Rule
+from backendops.contracts.retention import KeyRules, Retention, Rule
 from backendops.contracts.run import Pace, Preview, Steps
-from backendops.contracts.units import Forever, Keep
+from backendops.contracts.units import FixedDuration, Forever, Keep
 
 # The length of Celery's own status column (celery/backends/database/models.py).
 State = Annotated[str, StringConstraints(min_length=1, max_length=50)]
@@ -22,6 +22,36 @@ State = Annotated[str, StringConstraints(min_length=1, max_length=50)]
 def cutoff(now: datetime, keep: Keep) -> datetime | None:
     """The moment before which results kept for `keep` are due; None for ever."""
     return None if isinstance(keep, Forever) else now - keep
+
+
+class RedisRules(BaseModel):
+    """What expire does on Redis beyond giving an expiry to results that have none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    shorten: bool = Field(
+        False, description="Make an expiry that reaches past `keep` shorter; left out: one that is there stays."
+    )
+    chord_keep: FixedDuration | None = Field(
+        None,
+        description="How long the parts of a chord stay after the last use of any of them; left out: as `keep` says.",
+        examples=["7d"],
+    )
+    rpc_lists: FixedDuration | None = Field(
+        None,
+        description="Remove reply lists of RPC over Redis that were idle for so long; left out: none is touched.",
+        examples=["7d"],
+    )
+    pidbox_lists: FixedDuration | None = Field(
+        None,
+        description="Remove answers to `celery inspect` that were idle for so long; left out: none is touched.",
+        examples=["7d"],
+    )
+
+    def at(self, now: datetime) -> KeyRules:
+        """As a run that starts at `now` needs them."""
+        chord_cutoff = None if self.chord_keep is None else now - self.chord_keep
+        return KeyRules(self.shorten, chord_cutoff, self.rpc_lists, self.pidbox_lists)
 
 
 class Expire(Job):
@@ -37,6 +67,7 @@ class Expire(Job):
         default_factory=dict,
         description="Other times for some states, such as {FAILURE: 90d}.",
     )
+    redis: RedisRules = Field(RedisRules(), description="What is done on Redis only.")
 
     def keeps(self) -> Mapping[str, Keep]:
         return {"keep": self.keep, **{f"keep_by_state.{state}": keep for state, keep in self.keep_by_state.items()}}
@@ -44,7 +75,7 @@ class Expire(Job):
     def retention(self, now: datetime) -> Retention:
         """The cutoffs of a run that starts at `now`."""
         by_state = (Rule(cutoff(now, keep), state=state) for state, keep in self.keep_by_state.items())
-        return Retention(cutoff(now, self.keep), tuple(by_state))
+        return Retention(cutoff(now, self.keep), tuple(by_state), keys=self.redis.at(now))
 
     def preview(self, backend: CanExpire, now: datetime) -> Preview:
         return backend.preview_expire(self.retention(now))

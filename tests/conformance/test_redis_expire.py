@@ -13,17 +13,19 @@ import pytest
 import redis
 from celery import Celery
 from celery.app.task import Context
-from kombu import Connection, Exchange, Queue
 
 from backendops import embedded
 from backendops.backends.redis import expire as sweeping
+from backendops.backends.redis.decide import Decision, Gift, Tally, Uncertain
 from backendops.backends.redis.keys import ResultKeys
+from backendops.backends.redis.nodes import OneServer, walk
 from backendops.contracts.errors import BackendBusy, BackendRefused, BackendUnreachable
 from backendops.contracts.readings import Severity
 from backendops.contracts.retention import Retention, Rule
 from backendops.contracts.run import Limits, NoWatermarks, Preview, Step
 from backendops.jobs.expire import Expire
 from tests.celery_rows import celery_app
+from tests.conformance.redis_canary import canary
 from tests.conformance.redis_store import FixedPace, about, client_of, configured, everything, opened
 
 # Celery 5.7 calls SETEX in the way that redis-py 8 would rather not see.
@@ -254,27 +256,137 @@ def idle(client: redis.Redis, key: str, seconds: int) -> None:
     client.restore(key, 0, cast(bytes, client.dump(key)), replace=True, idletime=seconds)
 
 
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
 @pytest.mark.parametrize("ordered", [True, False], ids=["zset", "list"])
-def test_groups_and_orphaned_chord_keys_are_kept_from_their_last_use(
-    redis_url: str, client: redis.Redis, celery_results: Callable[..., Any], ordered: bool
+def test_a_chord_in_use_keeps_its_parts_and_one_out_of_use_loses_them(
+    redis_url: str, client: redis.Redis, ordered: bool, scripts: bool
 ) -> None:
-    celery_results(redis_url, 0, groups=1, result_expires=3600)
-    (group,) = (key.decode() for key in client.keys("celery-taskset-meta-*"))
-    client.persist(group)
-    group_id = chord(redis_url, ordered=ordered)
-    parts = [f"celery-taskset-meta-{group_id}.{part}" for part in "sjdt"]
-    assert [client.ttl(key) for key in parts] == [-1] * 4, "this is the leak that Celery leaves"
-    idle(client, parts[1], 10 * 86400)
-    idle(client, parts[3], 40 * 86400)
+    url = redis_url if scripts else without_scripts(redis_url, client)
+    running, ended, failed, counter = (parts_of(chord(redis_url, ordered=ordered)) for _ in range(4))
+    assert [client.ttl(key) for key in running] == [-1] * 4, "this is the leak that Celery leaves"
+    # It runs for longer than results are kept, and one header task has just returned.
+    idle(client, running[0], 400 * 86400)
+    idle(client, running[3], 400 * 86400)
+    for key in ended:
+        idle(client, key, 31 * 86400)
+    client.delete(failed[0])  # as Celery does when a header task fails
+    for key in failed[1:]:
+        idle(client, key, 2 * 86400)
+    client.delete(*counter[:3])
+    before = {key: value for key, value in everything(client).items() if key.decode() in running}
 
-    steps = run(redis_url)
+    assert preview(url).rows == 7
+    steps = run(url)
 
-    assert sum(step.rows for step in steps) == 5
-    assert about(cast(int, client.ttl(group)), KEEP)
-    assert about(cast(int, client.ttl(parts[0])), KEEP)
-    assert about(cast(int, client.ttl(parts[1])), KEEP - timedelta(days=10))
-    assert about(cast(int, client.ttl(parts[2])), KEEP)
-    assert about(cast(int, client.ttl(parts[3])), sweeping.OVERDUE)
+    assert sum(step.rows for step in steps) == 7
+    assert "7 parts of ended chords removed" in steps[-1].what
+    left = everything(client)
+    assert {key.decode() for key in left} == {*running, counter[3]}
+    assert {key: left[key] for key in before} == before
+    idle(client, counter[3], 2 * 86400)
+    assert sum(step.rows for step in run(url)) == 1, "a counter that a chord may still be coming for waits a day"
+    for key in running:
+        idle(client, key, 31 * 86400)
+    assert sum(step.rows for step in run(url)) == 4
+
+
+def parts_of(group_id: str) -> list[str]:
+    return [f"celery-taskset-meta-{group_id}.{part}" for part in "sjdt"]
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_a_saved_group_is_kept_from_its_last_use(
+    redis_url: str, client: redis.Redis, celery_results: Callable[..., Any], scripts: bool
+) -> None:
+    url = redis_url if scripts else without_scripts(redis_url, client)
+    celery_results(redis_url, 0, groups=2, result_expires=3600)
+    new, old = (key.decode() for key in client.keys("celery-taskset-meta-*"))
+    client.persist(new)
+    client.persist(old)
+    idle(client, old, 10 * 86400)
+
+    assert sum(step.rows for step in run(url)) == 2
+    assert about(cast(int, client.ttl(new)), KEEP)
+    assert about(cast(int, client.ttl(old)), KEEP - timedelta(days=10))
+
+
+def test_chord_keep_is_for_chords_alone(redis_url: str, client: redis.Redis) -> None:
+    parts = parts_of(chord(redis_url))
+    client.expire(parts[1], 100 * 86400)
+    for key in parts:
+        idle_with_ttl(client, key, 3 * 86400)
+    job = {"keep": "30d", "redis": {"chord_keep": "2d"}}
+
+    assert sum(step.rows for step in run(redis_url, Expire.model_validate(job))) == 3
+    assert client.exists(*parts) == 1, "a part with a time to live keeps it"
+    job["redis"] = {"chord_keep": "2d", "shorten": True}
+    assert sum(step.rows for step in run(redis_url, Expire.model_validate(job))) == 1
+    assert client.exists(*parts) == 0
+
+
+def idle_with_ttl(client: redis.Redis, key: str, seconds: int) -> None:
+    ttl = max(0, cast(int, client.pttl(key)))
+    client.restore(key, ttl, cast(bytes, client.dump(key)), replace=True, idletime=seconds)
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_a_longer_ttl_is_shortened_only_when_the_policy_says_so(
+    redis_url: str, client: redis.Redis, scripts: bool
+) -> None:
+    url = redis_url if scripts else without_scripts(redis_url, client)
+    long, short, old, unfinished, nested = (store(redis_url, n, result_expires=86400) for n in range(5))
+    date(client, unfinished, None)
+    date(client, old, "2020-01-01T00:00:00")
+    nested_meta = {**json.loads(cast(bytes, client.get(nested))), "result": NESTED}
+    client.set(nested, json.dumps(nested_meta))
+    for key in (long, old, unfinished, nested):
+        client.expire(key, 100 * 86400)
+    before = everything(client)
+    run(url)
+    assert everything(client) == before
+    job = Expire.model_validate({"keep": "30d", "redis": {"shorten": True}})
+
+    assert preview(url, job).rows == 3
+    steps = run(url, job)
+
+    assert sum(step.rows for step in steps) == 3
+    assert "3 shortened" in steps[-1].what
+    assert about(cast(int, client.ttl(long)), KEEP)
+    assert about(cast(int, client.ttl(nested)), KEEP)
+    assert about(cast(int, client.ttl(short)), timedelta(days=1))
+    assert about(cast(int, client.ttl(unfinished)), timedelta(days=100))
+    assert 50 <= cast(int, client.ttl(old)) <= 120
+    assert sum(step.rows for step in run(url, job)) == 0, "not again by every sweep"
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_reply_lists_are_removed_only_on_request_and_only_when_idle(
+    redis_url: str, client: redis.Redis, scripts: bool
+) -> None:
+    url = redis_url if scripts else without_scripts(redis_url, client)
+    old, new, other = str(uuid.uuid4()), str(uuid.uuid4()), str(uuid.uuid4())
+    pidbox = f"{uuid.uuid4()}.reply.celery.pidbox"
+    for key in (old, new, pidbox, "reports"):
+        client.rpush(key, "x")
+    client.set(other, "a string of that name")
+    for key in (old, pidbox, other, "reports"):
+        idle(client, key, 8 * 86400)
+    before = everything(client)
+    run(url)
+    assert everything(client) == before
+    job = Expire.model_validate({"keep": "30d", "redis": {"rpc_lists": "7d"}})
+
+    planned = preview(url, job)
+    assert planned.rows == 1
+    assert everything(client) == before
+    steps = run(url, job)
+
+    assert sum(step.rows for step in steps) == 1
+    assert set(before) - set(everything(client)) == {old.encode()}
+    assert [f.code for step in steps for f in step.findings] == ["redis.reply-lists"]
+    both = Expire.model_validate({"keep": "30d", "redis": {"rpc_lists": "7d", "pidbox_lists": "7d"}})
+    run(url, both)
+    assert set(before) - set(everything(client)) == {old.encode(), pidbox.encode()}
 
 
 def test_reading_does_not_make_a_key_look_used(redis_url: str, client: redis.Redis) -> None:
@@ -300,105 +412,100 @@ def test_under_an_lfu_policy_chords_are_kept_in_full(redis_url: str, client: red
     assert about(cast(int, client.ttl(f"celery-taskset-meta-{group_id}.t")), KEEP)
 
 
-def test_a_value_rewritten_after_it_was_read_keeps_its_own(redis_url: str, client: redis.Redis) -> None:
-    """The race: Celery stores a new state between our reading and our writing."""
+class Interrupted(Decision):
+    """Decides as ever, but something happens between what it was told and what is done with its answer."""
+
+    happens: Callable[[], None] | None = None
+
+    def of_task(self, met: Uncertain, tally: Tally, whole: bytes | None = None) -> Gift | None:
+        happens, self.happens = self.happens, None
+        if happens is not None:
+            happens()
+        return super().of_task(met, tally, whole)
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_a_value_rewritten_after_it_was_read_keeps_its_own(redis_url: str, client: redis.Redis, scripts: bool) -> None:
+    """The race: Celery stores a new state between our reading and our writing.
+
+    With scripts only a result that the script is not certain of, as it holds another date, leaves the server at all.
+    """
     with_ttl, without, given, same, gone, long = (str(uuid.uuid4()) for _ in range(6))
     # Failures first: Celery never writes over a success.
-    for task_id in (with_ttl, without, given, same, gone):
-        date(client, store(redis_url, ValueError("old"), task_id, state="FAILURE"), "2020-01-01T00:00:00")
-    date(client, store(redis_url, ValueError(LONG), long, state="FAILURE"), "2020-01-01T00:00:00")
-    client.set("celery-taskset-meta-g", "{}")
-    client.sadd("celery-taskset-meta-g.d", "1")
+    for task_id in (with_ttl, without, given, same, gone, long):
+        key = store(redis_url, ValueError(LONG if task_id == long else "old"), task_id, state="FAILURE")
+        meta = {**json.loads(cast(bytes, client.get(key))), "args": NESTED, "date_done": "2020-01-01T00:00:00"}
+        client.set(key, json.dumps({**meta, "task_id": meta.pop("task_id")}))
     now = datetime.now(UTC)
-    sweep = sweeping.Sweep(client, ResultKeys(), Retention(now - KEEP), now)
-    cursor, gifts = sweep.stretch(0, 500)
-    while cursor:
-        cursor, more = sweep.stretch(cursor, 500)
-        gifts += more
-    assert len(gifts) == 8
+    sweep = sweeping.Sweep(ResultKeys(), Retention(now - KEEP), now)
+    sweep.scripted = scripts
 
-    store(redis_url, "new", with_ttl, result_expires=777)
-    store(redis_url, "new", without)
-    store(redis_url, LONG, long)
-    client.delete(key_of(gone), "celery-taskset-meta-g.d")
-    client.expire(key_of(given), 888)
-    client.expire("celery-taskset-meta-g", 999)
-    client.set("celery-taskset-meta-g.d", "of another type now")
+    def meanwhile() -> None:
+        store(redis_url, "new", with_ttl, result_expires=777)
+        store(redis_url, "new", without)
+        store(redis_url, LONG, long)
+        client.delete(key_of(gone))
+        client.expire(key_of(given), 888)
 
-    assert sweep.give(gifts) == 1
+    sweep._decision = Interrupted(ResultKeys(), sweep.due, now)
+    sweep._decision.happens = meanwhile
+    for _ in walk(OneServer(client), sweep.page, {}):
+        pass
+
     assert about(cast(int, client.ttl(key_of(with_ttl))), timedelta(seconds=777))
     assert about(cast(int, client.ttl(key_of(given))), timedelta(seconds=888))
-    assert about(cast(int, client.ttl("celery-taskset-meta-g")), timedelta(seconds=999))
-    assert client.ttl("celery-taskset-meta-g.d") == -1
-    assert client.ttl(key_of(without)) == -1
-    assert client.ttl(key_of(long)) == -1
     assert client.exists(key_of(gone)) == 0
     assert 50 <= cast(int, client.ttl(key_of(same))) <= 120
-    assert sweep.tally.changed == 7
-    assert sum(step.rows for step in run(redis_url)) == 2, "the next sweep gives them theirs"
+    # The first try of a transaction failed as a whole; each by itself is then read again, as it is now.
+    new = [cast(int, client.ttl(key_of(task_id))) for task_id in (without, long)]
+    assert new == [-1, -1] if scripts else all(about(ttl, KEEP) for ttl in new)
+    assert sweep.tally.changed == (5 if scripts else 0)
+    run(redis_url)
+    assert all(about(cast(int, client.ttl(key_of(task_id))), KEEP) for task_id in (without, long))
 
 
-def test_a_chord_that_wakes_up_after_it_was_seen_is_not_cut_short(redis_url: str, client: redis.Redis) -> None:
-    key = f"celery-taskset-meta-{chord(redis_url)}.j"
-    idle(client, key, 40 * 86400)
-    now = datetime.now(UTC)
-    sweep = sweeping.Sweep(client, ResultKeys(), Retention(now - KEEP), now)
-    _, gifts = sweep.stretch(0, 500)
-
-    client.zadd(key, {"another part": 2})
-    sweep.give(gifts)
-
-    assert about(cast(int, client.ttl(key)), KEEP)
+def without_scripts(url: str, client: redis.Redis) -> str:
+    """The same server for a user who may not run scripts."""
+    client.execute_command("ACL SETUSER plain reset on >secret ~* &* +@all -@scripting")
+    return url.replace("redis://", "redis://plain:secret@")
 
 
-def broker_and_others(url: str, client: redis.Redis) -> Connection:
-    """Fifty keys that are none of ours: kombu's own, foreign ones, and look-alikes. Keep the connection open."""
-    connection = Connection(url)
-    channel = connection.channel()
-    for name in ("celery", "celery-task-meta-queue", "reports"):
-        exchange = Exchange(name, type="direct")
-        queue = Queue(name, exchange, routing_key=name, channel=channel, max_priority=9)
-        queue.declare()
-        producer = connection.Producer(channel)
-        for priority in (0, 0, 3, 9):
-            producer.publish({"n": priority}, exchange=exchange, routing_key=name, priority=priority)
-    Queue("celery", channel=channel).get(no_ack=False)
-    for kind in ("fanout", "topic"):
-        Queue(f"{kind}.pidbox", Exchange(f"{kind}.pidbox", type=kind), routing_key="#", channel=channel).declare()
-    channel.basic_publish(channel.prepare_message("x"), "", f"{uuid.uuid4()}.reply.celery.pidbox")
-    client.rpush(str(uuid.uuid4()), "an RPC reply")
-    for prefix in ("my-celery-task-meta-", "celery-task-meta", "celery-tasks-meta-", "celery-task-metadata-", "cache:"):
-        client.set(f"{prefix}1", '{"status": "SUCCESS", "date_done": "2020-01-01T00:00:00"}')
-        client.set(f"x{prefix}2", "text", ex=1_000_000)
-    for number, prefix in enumerate(("celery-task-meta-", "celery-taskset-meta-", "Celery-Task-Meta-", "other-")):
-        client.rpush(f"{prefix}list", "a", "b")
-        client.sadd(f"{prefix}set", "a", "b")
-        client.hset(f"{prefix}hash", "field", number)
-        client.zadd(f"{prefix}zset.s", {"a": 1})
-        client.xadd(f"{prefix}stream.j", {"a": 1})
-    client.set("celery-task-meta-", "a prefix and nothing more")
-    client.set("celery-taskset-meta-", "a prefix and nothing more")
-    client.set("app_celery-task-meta-1", '{"status": "SUCCESS", "result": 1, "date_done": "2020-01-01T00:00:00"}')
-    client.set("backendops:lock:1", "of another database", ex=1_000_000)
-    return connection
+def test_where_scripts_are_forbidden_the_sweep_is_the_same(
+    redis_url: str, client: redis.Redis, celery_results: Callable[..., list[str]], back_date: Callable[..., None]
+) -> None:
+    ids = celery_results(redis_url, 20, groups=1, started=1, result_expires=None)
+    back_date(redis_url, ids[:9], timedelta(days=10))
+    store(redis_url, LONG)
+    store(redis_url, [NESTED, "y" * 200_000])
+    url = without_scripts(redis_url, client)
+
+    with_scripts, planned = preview(redis_url), preview(url)
+    with opened(url) as backend, backend.lock() as held:
+        assert held is not None
+        assert held.still_held()
+        steps = list(JOB.run(backend, datetime.now(UTC), FixedPace(100)))
+
+    assert planned.rows == with_scripts.rows == sum(step.rows for step in steps) > 20
+    assert planned.summary == with_scripts.summary
+    assert any("WATCH" in statement for statement in planned.statements)
+    assert "3 not finished" in steps[-1].what
+    assert about(cast(int, client.ttl(key_of(ids[0]))), KEEP - timedelta(days=10))
+    assert about(cast(int, client.ttl(key_of(ids[3]))), timedelta(days=80))
+    assert client.keys("backendops*") == []
 
 
-def test_keys_that_are_no_results_stay_byte_for_byte(redis_url: str, client: redis.Redis) -> None:
-    connection = broker_and_others(redis_url, client)
-    try:
-        before = everything(client)
-        assert len(before) >= 50, len(before)
-        assert {b"_kombu.binding.celery", b"unacked", b"unacked_index", b"celery"} <= set(before)
-        own = store(redis_url, 1).encode()
-
-        preview(redis_url)
-        assert sum(step.rows for step in run(redis_url)) == 1
-
-        after = everything(client)
-        assert after.pop(own)[1] > 0
-        assert after == before
-    finally:
-        connection.close()
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_keys_that_are_no_results_stay_byte_for_byte(redis_url: str, client: redis.Redis, scripts: bool) -> None:
+    own = store(redis_url, 1)
+    with canary(redis_url, client):
+        url = redis_url if scripts else without_scripts(redis_url, client)
+        strict = Expire.model_validate(
+            {"keep": "30d", "redis": {"shorten": True, "chord_keep": "1s", "rpc_lists": "1d", "pidbox_lists": "1d"}}
+        )
+        for job in (JOB, strict):
+            preview(url, job)
+            run(url, job)
+        assert about(cast(int, client.ttl(own)), KEEP)
 
 
 def test_a_global_keyprefix_names_the_results_of_one_application(redis_url: str, client: redis.Redis) -> None:
@@ -429,6 +536,7 @@ def test_a_preview_counts_what_a_run_would_do_and_sends_nothing_that_writes(
     assert commands <= {
         "ping", "select", "client|setname", "client|setinfo", "client|no-touch", "hello", "auth", "time", "info",
         "scan", "pttl", "type", "strlen", "get", "getrange", "evalsha", "eval", "script|load", "config|resetstat",
+        "exists", "object|idletime",
     }  # fmt: skip
     assert everything(client) == before
     assert planned.oldest is not None

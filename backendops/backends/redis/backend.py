@@ -11,10 +11,12 @@ from typing import Annotated, Any, ClassVar, Self
 import redis
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
 
-from backendops.backends.redis import connection, expire, lock, memory, pool
+from backendops.backends.redis import cluster, connection, expire, lists, lock, memory, pool
 from backendops.backends.redis.address import SCHEMES, Address
 from backendops.backends.redis.errors import acl_line, translated
+from backendops.backends.redis.expire import Sweep
 from backendops.backends.redis.keys import ResultKeys
+from backendops.backends.redis.nodes import Nodes, OneServer, SentinelMaster
 from backendops.contracts.backend import Backend, Lock, Standing
 from backendops.contracts.capabilities import CanExpire, CanReportMemory, CanReportPool, MemoryReport, PoolReport
 from backendops.contracts.errors import BackendRefused
@@ -57,7 +59,13 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
     min_other_sentinels: Annotated[int, Field(ge=0)] = Field(
         0, description="Celery's result_backend_transport_options: how many other sentinels one must know of."
     )
+    cluster: bool = Field(
+        False,
+        description="The URL names a node of a Redis Cluster, and every master of it is looked at (Celery itself "
+        "cannot use one).",
+    )
 
+    _nodes: Nodes | None = PrivateAttr(None)
     _client: redis.Redis | None = PrivateAttr(None)
     _limits: Limits = PrivateAttr(default_factory=Limits)
     _watermarks: Watermarks = PrivateAttr(default_factory=NoWatermarks)
@@ -72,6 +80,10 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
     def _master_is_named(self) -> Self:
         if self.address.scheme == "sentinel" and not self.master_name:
             raise ValueError("sentinel:// needs master_name: the name the sentinels know the master by")
+        if self.cluster and self.address.scheme not in {"redis", "rediss"}:
+            raise ValueError("a cluster is named by the URL of one of its nodes: redis:// or rediss://")
+        if self.cluster and self.address.db:
+            raise ValueError("a cluster has only database 0: leave the number after the slash out")
         return self
 
     @property
@@ -98,24 +110,30 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
         with self._translated():
             probe = self._connect(limits, limits.connect_timeout / 2)
             try:
-                connection.within(limits.connect_timeout, probe.ping)
+                connection.within(limits.connect_timeout, lambda: self._introduce(probe))
             finally:
                 probe.close()
         # The statements of the run may take longer than an answer to a login.
         client = self._connect(limits, limits.statement_timeout)
         opened = self.model_copy()
         opened._client, opened._limits, opened._watermarks = client, limits, watermarks
+        opened._nodes = opened._all_nodes(client)
         try:
             yield opened
         finally:
+            opened._nodes.close()
             client.close()
+
+    def interrupt(self) -> None:
+        if self._nodes is not None:
+            self._nodes.give_up()
 
     def standing(self) -> Standing:
         with self._translated():
             server_now = self._server_now()
             role = self.client.info("replication")
         because = ""
-        if role.get("role") != "master":
+        if not self.cluster and role.get("role") != "master":
             because = (
                 f"{self.display_url} is a replica of {role.get('master_host')}:{role.get('master_port')}: "
                 "name the master in the URL, or use sentinel://"
@@ -125,19 +143,21 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
     @contextmanager
     def lock(self) -> Iterator[Lock | None]:
         self._refuse_when_read_only()
-        with lock.leased(self.client, self.lock_name, self._translated) as held:
+        client = self.client
+        if isinstance(self.nodes, cluster.ClusterMasters):
+            with self._translated():
+                client = self.nodes.owner(self.lock_name)
+        with lock.leased(client, self.lock_name, self._translated) as held:
             yield held
 
     def preview_expire(self, due: Retention) -> Preview:
         with self._translated():
-            return expire.preview(expire.Sweep(self.client, self.keys, due, self._server_now()), due)
+            return expire.preview(self._sweep(due, writes=False), self.nodes, _replies(due, writes=False))
 
     def expire(self, due: Retention, pace: Pace) -> Steps:
         self._refuse_when_read_only()
         with self._translated():
-            sweep = expire.Sweep(self.client, self.keys, due, self._server_now())
-            server = str(self.client.info("server").get("run_id", ""))
-            yield from expire.run(sweep, pace, self._watermarks, server)
+            yield from expire.run(self._sweep(due), self.nodes, _replies(due), pace, self._watermarks)
 
     def report_memory(self, time_limit: timedelta) -> MemoryReport:
         with self._translated():
@@ -153,19 +173,62 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
                 fresh.close()
 
     @property
+    def nodes(self) -> Nodes:
+        """The masters; raises RuntimeError where the backend was not opened."""
+        if self._nodes is None:
+            raise RuntimeError("open the backend first")
+        return self._nodes
+
+    @property
     def client(self) -> redis.Redis:
         """The connection of the run; raises RuntimeError where the backend was not opened."""
         if self._client is None:
             raise RuntimeError("open the backend first")
         return self._client
 
+    def _introduce(self, probe: redis.Redis) -> None:
+        probe.ping()
+        is_node = cluster.is_node(probe)
+        if is_node and not self.cluster:
+            raise BackendRefused(
+                f"{self.display_url} is a node of a Redis Cluster",
+                f"{cluster.NOT_FOR_CELERY}; with `cluster: true` backendops looks at every master of it",
+            )
+        if self.cluster and not is_node:
+            raise BackendRefused(f"{self.display_url} is not a node of a cluster", "leave `cluster: true` out")
+
+    def _all_nodes(self, client: redis.Redis) -> Nodes:
+        if self.cluster:
+            return cluster.ClusterMasters(client, self.address.hosts[0][0], self._other_node)
+        if self.address.scheme == "sentinel":
+            return SentinelMaster(client, lambda: self._connect(self._limits, self._limits.connect_timeout / 2))
+        return OneServer(client)
+
+    def _other_node(self, host: str, port: int) -> redis.Redis:
+        return self._connect(self._limits, self._limits.statement_timeout, host=(host, port))
+
+    def _sweep(self, due: Retention, *, writes: bool = True) -> Sweep:
+        sweep = Sweep(self.keys, due, self._server_now(), writes=writes)
+        sweep.one_by_one = self.cluster
+        return sweep
+
     def _other_database(self, number: int) -> redis.Redis:
         return self._connect(self._limits, self._limits.statement_timeout, number)
 
-    def _connect(self, limits: Limits, answer_timeout: timedelta, database: int | None = None) -> redis.Redis:
+    def _connect(
+        self,
+        limits: Limits,
+        answer_timeout: timedelta,
+        database: int | None = None,
+        host: tuple[str, int] | None = None,
+    ) -> redis.Redis:
         address = self.address
         return connection.connect(
-            address if database is None else replace(address, db=database),
+            replace(
+                address,
+                db=address.db if database is None else database,
+                hosts=address.hosts if host is None else (host,),
+            ),
             connect_timeout=limits.connect_timeout / 2,
             answer_timeout=answer_timeout,
             master_name=self.master_name,
@@ -183,3 +246,10 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
     def _refuse_when_read_only(self) -> None:
         if self._limits.read_only:
             raise BackendRefused(f"{self.display_url} was opened for reading only")
+
+
+def _replies(due: Retention, *, writes: bool = True) -> lists.Replies | None:
+    rules = due.keys
+    if rules.rpc_idle is None and rules.pidbox_idle is None:
+        return None
+    return lists.Replies(rules.rpc_idle, rules.pidbox_idle, writes=writes)

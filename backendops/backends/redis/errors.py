@@ -14,8 +14,8 @@ from backendops.contracts.errors import BackendBusy, BackendError, BackendRefuse
 # Every command backendops sends; the keys are the results' own and the lock's.
 ACL_COMMANDS: Final = (
     "+ping +info +time +select +client|setname +client|setinfo +client|list +client|no-touch +config|get "
-    "+scan +pttl +type +strlen +get +getrange +set +pexpire +object|idletime +memory|usage "
-    "+eval +evalsha +script|load"
+    "+scan +pttl +type +strlen +get +getrange +exists +set +pexpire +unlink +object|idletime +memory|usage "
+    "+eval +evalsha +script|load +watch +multi +exec +unwatch"
 )
 
 
@@ -38,7 +38,8 @@ def translated(address: str, acl: str) -> Iterator[None]:
 _CLUSTER: Final = (
     BackendRefused,
     "{address} is a node of a Redis Cluster",
-    "Celery cannot keep results in a cluster: use a standalone server or Sentinel",
+    "Celery cannot keep results in a cluster: use a standalone server or Sentinel; `cluster: true` lets backendops "
+    "look at every master of it",
 )
 
 # By the word that Redis begins an error with; redis-py takes some of these words away again.
@@ -128,6 +129,7 @@ _TEXTS: Final[tuple[tuple[str, type[BackendError], str, str], ...]] = (
         "{address} has no such database",
         "use a lower number after the slash, or raise `databases`",
     ),
+    ("select is not allowed in cluster mode", *_CLUSTER),
     (
         "unknown command",
         BackendRefused,

@@ -1,198 +1,196 @@
-"""expire on Redis: result keys that have no time to live get one, and nothing else is touched."""
+"""expire on Redis: result keys that have no time to live get one, and what ended chords left behind is removed."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import redis
+from redis.exceptions import NoPermissionError
 
-from backendops.backends.redis import payload, scripts
-from backendops.backends.redis.keys import ResultKeys
+from backendops.backends.redis import lists, plain, scripts
+from backendops.backends.redis.decide import (
+    HEAD,
+    OVERDUE,
+    SPREAD,
+    TAIL,
+    WHOLE,
+    Decision,
+    Gift,
+    Tally,
+    Uncertain,
+    milliseconds,
+)
+from backendops.backends.redis.keys import CHORD_PARTS, ResultKeys
+from backendops.backends.redis.nodes import Node, Nodes, read_cursors, walk, write_cursors
 from backendops.contracts import metrics
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Preview, Step, Steps, Watermarks
 
-# One call examines at most this many keys: below 1 ms of the server's single thread, which every client waits for.
-# Larger calls are hardly faster in all, and the clients would notice them.
-MOST_PER_CALL: Final = 250
+# The script ends at the next stretch after this, measured by the server's own clock: every client waits so long.
+CALL_SECONDS: Final = 0.002
 
-# Values up to this are read whole in the scan's own call; of longer ones, the two ends that hold status and date.
-WHOLE: Final = 8 * 1024
-HEAD: Final = 256
-TAIL: Final = WHOLE - HEAD
+# Keys of one SCAN inside the script: about 0.1 ms, by which the call may pass its time.
+STRETCH: Final = 100
 
-# What the ends do not tell is read whole up to here: hashing 1 MiB holds the server about 3 ms.
-MOST_READ: Final = 1024 * 1024
-
-# Results past keeping get a minute or two, not a DEL: whoever is about to fetch one still can, and the server
-# frees them in its own small pieces. Spread over a second minute, so that they do not all fall due at once.
-OVERDUE: Final = timedelta(seconds=60)
-SPREAD: Final = 60
+# Keys of one call at most, should a server's clock stand still in a script.
+MOST_PER_CALL: Final = 10_000
 
 CURSOR: Final = "redis.expire.cursor"
 
 
 @dataclass(frozen=True, slots=True)
-class Gift:
-    """A time to live for one key, and what must still be true of the key when it gets it."""
+class Page:
+    """What one call went through: keys of the server's own count, and the oldest result that was due."""
 
-    key: bytes
-    how: str
-    milliseconds: int
-    unchanged: str
-    done_at: datetime | None = None
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the sweep met and left alone."""
-
-    given: int = 0
-    unfinished: int = 0
-    unreadable: int = 0
-    kept_for_ever: int = 0
-    changed: int = 0
-
-    def left_alone(self) -> str:
-        """What was left alone and why, in words; empty where nothing was."""
-        counts = (
-            (self.unfinished, "not finished"),
-            (self.unreadable, "not readable"),
-            (self.kept_for_ever, "kept for ever"),
-            (self.changed, "rewritten meanwhile"),
-        )
-        return ", ".join(f"{count:,} {why}" for count, why in counts if count)
+    examined: int
+    oldest: datetime | None = None
 
 
 class Sweep:
-    """One pass over the result keys of a database."""
+    """One pass over the result keys of every master; it changes nothing where `writes` is False."""
 
-    def __init__(self, client: redis.Redis, keys: ResultKeys, due: Retention, now: datetime) -> None:
-        self._client, self._keys, self._due, self._now = client, keys, due, now
+    def __init__(self, keys: ResultKeys, due: Retention, now: datetime, *, writes: bool = True) -> None:
+        self._decision = Decision(keys, due, now)
+        self._writes = writes
+        self.scripted = True
+        self.most = MOST_PER_CALL
+        # In a cluster keys of different slots may not stand in one command; harmless where there are no slots.
+        self.one_by_one = False
         self.tally = Tally()
+        self._arguments = self._settings()
+
+    @property
+    def due(self) -> Retention:
+        """How long results are kept."""
+        return self._decision.due
 
     @property
     def pattern(self) -> str:
         """The names that are looked at."""
-        return self._keys.pattern
+        return self._decision.keys.pattern
 
-    def stretch(self, cursor: int, count: int) -> tuple[int, list[Gift]]:
-        """The next cursor, and what the keys up to there should get."""
+    def page(self, node: Node, cursor: int) -> tuple[int, Page]:
+        """Go on from `cursor` for as long as one call may take; the next cursor, and what was met."""
+        if self.scripted:
+            try:
+                return self._scripted_page(node.client, cursor)
+            except (NoPermissionError, redis.ResponseError) as error:
+                if not scripts.are_forbidden(error):
+                    raise
+                self.scripted = False
+        return self._plain_page(node.client, cursor)
+
+    def _scripted_page(self, client: redis.Redis, cursor: int) -> tuple[int, Page]:
+        keys = self._decision.keys
         answer: list[Any] = scripts.call(
-            self._client,
-            "find",
-            [],
-            [cursor, self._keys.pattern, min(count, MOST_PER_CALL), self._keys.task, WHOLE, HEAD, TAIL],
+            client, "sweep", [], [cursor, keys.pattern, STRETCH, self.most, *self._arguments]
         )
-        gifts = (self._gift(key, str(kind, "ascii"), length, value) for key, kind, length, value in answer[1:])
-        return int(answer[0]), [gift for gift in gifts if gift is not None]
+        tally, oldest = self.tally, answer[8]
+        tally.given += answer[2]
+        tally.shortened += answer[3]
+        tally.removed += answer[4]
+        tally.unfinished += answer[5]
+        tally.unreadable += answer[6]
+        tally.kept_for_ever += answer[7]
+        dates = [datetime.fromtimestamp(int(oldest) / 1000, UTC)] if oldest else []
+        gifts = []
+        for key, _, length, value, ttl in answer[9:]:
+            gift = self._decide(client, Uncertain(key, length, value, ttl))
+            if gift is not None and gift.done_at is not None:
+                gifts.append(gift)
+                dates.append(gift.done_at)
+        self._give(client, gifts)
+        return int(answer[0]), Page(answer[1], min(dates, default=None))
 
-    def give(self, gifts: list[Gift]) -> int:
-        """Give the keys what they should get; how many were still as they were read."""
-        given = 0
-        for part in _parts(gifts):
-            arguments: list[Any] = [WHOLE, HEAD, TAIL, _milliseconds(OVERDUE)]
-            for gift in part:
-                arguments += [gift.how, gift.milliseconds, gift.unchanged]
-            answers = scripts.call(self._client, "give", [gift.key for gift in part], arguments)
-            given += sum(answers)
+    def _plain_page(self, client: redis.Redis, cursor: int) -> tuple[int, Page]:
+        cursor, examined, oldest = plain.page(
+            client, cursor, self._decision, self.tally, writes=self._writes, at_once=1 if self.one_by_one else 100
+        )
+        return cursor, Page(examined, oldest)
+
+    def _decide(self, client: redis.Redis, met: Uncertain) -> Gift | None:
+        if not self._decision.needs_the_whole(met):
+            return self._decision.of_task(met, self.tally)
+        value: Any = client.get(met.key)
+        return self._decision.of_task(met, self.tally, value if isinstance(value, bytes) else b"")
+
+    def _give(self, client: redis.Redis, gifts: list[Gift]) -> None:
+        done = gifts
+        if self._writes:
+            done = []
+            for part in _parts(gifts, 1 if self.one_by_one else 100):
+                arguments: list[Any] = [WHOLE, HEAD, TAIL]
+                for gift in part:
+                    arguments += [gift.how, gift.milliseconds, gift.unchanged, gift.ttl]
+                answers = scripts.call(client, "give", [gift.key for gift in part], arguments)
+                done += [gift for gift, given in zip(part, answers, strict=True) if given]
+        given = sum(gift.ttl < 0 for gift in done)
         self.tally.given += given
-        self.tally.changed += len(gifts) - given
-        return given
+        self.tally.shortened += len(done) - given
+        self.tally.changed += len(gifts) - len(done)
 
-    def _gift(self, key: bytes, redis_type: str, length: int, value: bytes) -> Gift | None:
-        kind = self._keys.kind(key)
-        if kind is None or not self._keys.has_its_type(key, kind, redis_type):
-            return None
-        return self._dated(key, length, value) if kind == "task" else self._undated(key, redis_type)
-
-    def _undated(self, key: bytes, redis_type: str) -> Gift | None:
-        # Groups and chords carry no date: they are kept from their last use on.
-        cutoff = self._due.cutoff_of(None)
-        if cutoff is None:
-            self.tally.kept_for_ever += 1
-            return None
-        return Gift(key, "idle", _milliseconds(self._now - cutoff), redis_type)
-
-    def _whole(self, key: bytes) -> bytes:
-        value = self._client.get(key)
-        return value if isinstance(value, bytes) else b""
-
-    def _dated(self, key: bytes, length: int, value: bytes) -> Gift | None:
-        how = "dated"
-        if length <= WHOLE:
-            stored = payload.read(value)
-        else:
-            stored = payload.read_ends(value[:HEAD], value[HEAD:], key[len(self._keys.task) :])
-            if stored is None and length <= MOST_READ:
-                how, value = "whole", self._whole(key)
-                stored = payload.read(value)
-        if stored is None:
-            self.tally.unreadable += 1
-            return None
-        if stored.done_at is None:
-            self.tally.unfinished += 1
-            return None
-        cutoff = self._due.cutoff_of(stored.state, stored.task, stored.queue)
-        if cutoff is None:
-            self.tally.kept_for_ever += 1
-            return None
-        left = min(stored.done_at - cutoff, self._now - cutoff)  # a date in the future keeps nothing longer
-        if left < OVERDUE:
-            left = OVERDUE + timedelta(seconds=zlib.crc32(key) % SPREAD)
-        digest = hashlib.sha1(value, usedforsecurity=False).hexdigest()
-        return Gift(key, how, _milliseconds(left), digest, stored.done_at)
+    def _settings(self) -> list[Any]:
+        keys, due = self._decision.keys, self._decision.due
+        # Patterns of task names and queues are Python's: the script hands every finished result over.
+        by_name = any(rule.task is not None or rule.queue is not None for rule in due.rules)
+        states = dict.fromkeys(rule.state for rule in due.rules if rule.state is not None)
+        own = [item for state in states for item in (state, _moment(due.cutoff_of(state)))]
+        now, chord_keep, group_keep = self._decision.now, self._decision.chord_keep, self._decision.group_keep
+        return [
+            CALL_SECONDS, keys.task, keys.group, "write" if self._writes else "count",
+            _moment(now), _moment(due.cutoff),
+            _moment(None if group_keep is None else now - group_keep),
+            _moment(None if chord_keep is None else now - chord_keep),
+            int(due.keys.shorten), milliseconds(OVERDUE), SPREAD * 1000, WHOLE, HEAD, TAIL, int(by_name), *own,
+        ]  # fmt: skip
 
 
-def _milliseconds(length: timedelta) -> int:
-    return int(length.total_seconds() * 1000)
+def _moment(moment: datetime | None) -> int | str:
+    return "" if moment is None else int(moment.timestamp() * 1000)
 
 
-def _parts(gifts: list[Gift]) -> Iterator[list[Gift]]:
+def _parts(gifts: list[Gift], at_once: int) -> Iterator[list[Gift]]:
     # A value hashed whole takes up to 3 ms of the server by itself; of the others a hundred take half of one.
     small = [gift for gift in gifts if gift.how != "whole"]
-    for start in range(0, len(small), MOST_PER_CALL // 2):
-        yield small[start : start + MOST_PER_CALL // 2]
+    for start in range(0, len(small), at_once):
+        yield small[start : start + at_once]
     for gift in gifts:
         if gift.how == "whole":
             yield [gift]
 
 
-def run(sweep: Sweep, pace: Pace, watermarks: Watermarks, server: str) -> Steps:
+def run(sweep: Sweep, nodes: Nodes, replies: lists.Replies | None, pace: Pace, watermarks: Watermarks) -> Steps:
     """Sweep from where the last run stopped; every yielded step is done and its cursor remembered.
 
-    A cursor of another server (`server` is its run id) would skip keys until the next sweep: it is forgotten.
+    A cursor of another server would skip keys until the next sweep: it is forgotten.
     """
-    remembered_server, _, remembered = (watermarks.recall(CURSOR) or "").partition(":")
-    cursor = int(remembered) if remembered_server == server and remembered.isdigit() else 0
-    while True:
-        size, started, examined, given = pace.size, time.monotonic(), 0, 0
-        while True:
-            cursor, gifts = sweep.stretch(cursor, size - examined)
-            given += sweep.give(gifts)
-            examined += min(size - examined, MOST_PER_CALL)
-            if cursor == 0 or examined >= size:
-                break
-        pace.measured(examined, time.monotonic() - started)
-        watermarks.remember(CURSOR, f"{server}:{cursor}")
-        if cursor == 0:
-            break
-        yield Step(rows=given, what="given an expiry")
-    yield _last(sweep.tally, given)
+    cursors = read_cursors(watermarks.recall(CURSOR))
+    begun, examined, before = time.monotonic(), 0, 0
+    sweep.most = min(pace.size, MOST_PER_CALL)
+    for page in walk(nodes, sweep.page, cursors):
+        examined += page.examined
+        if examined >= pace.size or not any(cursors.values()):
+            pace.measured(examined, time.monotonic() - begun)
+            watermarks.remember(CURSOR, write_cursors(cursors))
+            yield Step(rows=sweep.tally.rows - before, what="given an expiry")
+            begun, examined, before = time.monotonic(), 0, sweep.tally.rows
+        sweep.most = min(pace.size - examined, MOST_PER_CALL)
+    watermarks.remember(CURSOR, write_cursors(cursors))
+    if replies is not None:
+        yield from lists.run(replies, nodes)
+    yield _last(sweep.tally, sweep.tally.rows - before)
 
 
-def _last(tally: Tally, given: int) -> Step:
-    left = tally.left_alone()
+def _last(tally: Tally, rows: int) -> Step:
+    left, besides = tally.left_alone(), tally.besides()
     return Step(
-        rows=given,
-        what="given an expiry" + (f"; left alone: {left}" if left else ""),
+        rows=rows,
+        what="given an expiry" + (f"; {besides}" if besides else "") + (f"; left alone: {left}" if left else ""),
         readings=(metrics.RESULTS_DUE.read(0),),
         findings=findings(tally),
     )
@@ -206,35 +204,47 @@ def findings(tally: Tally) -> tuple[Finding, ...]:
         Finding(
             Severity.WARNING,
             "redis.results-unreadable",
-            f"{tally.unreadable:,} results without an expiry are not readable (not JSON, or over "
-            f"{MOST_READ // 1024 // 1024} MiB), so their age is not known and they were left alone",
+            f"{tally.unreadable:,} results without an expiry are not readable (not JSON, or over 1 MiB), so their age "
+            "is not known and they were left alone",
             "set result_expires in the Celery application, so that every new result has its expiry from the start; "
             "result_serializer json lets old ones be read",
         ),
     )
 
 
-def preview(sweep: Sweep, due: Retention) -> Preview:
-    """What a sweep would do, found by reading only."""
-    cursor, rows, oldest = 0, 0, None
-    while True:
-        cursor, gifts = sweep.stretch(cursor, MOST_PER_CALL)
-        rows += len(gifts)
-        dates = [gift.done_at for gift in gifts if gift.done_at is not None]
-        oldest = min([*dates, *([oldest] if oldest else [])], default=None)
-        if cursor == 0:
-            break
-    left = sweep.tally.left_alone()
+def preview(sweep: Sweep, nodes: Nodes, replies: lists.Replies | None) -> Preview:
+    """What a sweep that writes nothing finds."""
+    dates = [page.oldest for page in walk(nodes, sweep.page, {}) if page.oldest is not None]
+    tally, due = sweep.tally, sweep.due
+    left = tally.left_alone()
+    said = [f"{tally.given:,} result keys have no expiry and would get one"]
+    said += [f"{tally.shortened:,} would be shortened"] if tally.shortened else []
+    said += [f"{tally.removed:,} parts of ended chords would be removed"] if tally.removed else []
+    rows = tally.rows
+    found: tuple[Finding, ...] = ()
+    if replies is not None:
+        for _ in walk(nodes, replies.page, {}):
+            pass
+        rows += replies.removed
+        said.append(f"{replies.removed:,} abandoned reply lists would be removed")
+        found = replies.findings()
     return Preview(
-        summary=f"{rows:,} result keys have no expiry and would get one" + (f"; left alone: {left}" if left else ""),
+        summary="; ".join(said) + (f"; left alone: {left}" if left else ""),
         rows=rows,
-        oldest=oldest,
+        oldest=min(dates, default=None),
         cutoff=due.cutoff,
-        statements=(
-            f"SCAN cursor MATCH {sweep.pattern} COUNT {MOST_PER_CALL}",
-            "PTTL key",
-            "PEXPIRE key (date_done + keep - now), where the value is unchanged and there is still no expiry",
-        ),
+        statements=_statements(sweep),
         readings=(metrics.RESULTS_DUE.read(rows),),
-        findings=findings(sweep.tally),
+        findings=(*findings(tally), *found),
+    )
+
+
+def _statements(sweep: Sweep) -> tuple[str, ...]:
+    how = "in one script with the SCAN" if sweep.scripted else "by WATCH, MULTI and EXEC, as scripts are forbidden"
+    parts = ", ".join(part.decode() for part in CHORD_PARTS)
+    return (
+        f"SCAN cursor MATCH {sweep.pattern} COUNT {STRETCH}",
+        "PTTL key",
+        f"PEXPIRE key (date_done + keep - now), where there is still no expiry, {how}",
+        f"UNLINK key, for the parts ({parts}) of a chord that has ended or was not used for chord_keep",
     )

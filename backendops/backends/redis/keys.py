@@ -23,6 +23,8 @@ _BROKER: Final = re.compile(
     rb".*_kombu\.binding.*|(?:.*[:_.\-])?(?:unacked|unacked_index|unacked_mutex|celeryev\..*|.*\.celery\.pidbox)",
     re.DOTALL,
 )
+# celery.backends.rpc names its reply queue by a bare UUID; kombu.pidbox adds its own words to one.
+_REPLY_LIST: Final = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _GLOB: Final = re.compile(r"([*?\[\]\\])")
 
 
@@ -36,6 +38,16 @@ def with_separator(global_keyprefix: str) -> str:
 def is_broker_key(key: bytes) -> bool:
     """Is this one of kombu's own keys?"""
     return _BROKER.fullmatch(key) is not None
+
+
+def is_reply_list(key: bytes) -> bool:
+    """Is this named as the reply queue of RPC over Redis is? Only a list is one."""
+    return _REPLY_LIST.fullmatch(key) is not None
+
+
+def is_pidbox_reply(key: bytes) -> bool:
+    """Is this named as the queue that answers to `celery inspect` come to?"""
+    return key.endswith(b".reply.celery.pidbox")
 
 
 class ResultKeys:

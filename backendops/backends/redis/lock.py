@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Final
+from typing import Final, Literal
 
 import redis
-from redis.exceptions import LockError, OutOfMemoryError, RedisError
+from redis.client import Pipeline
+from redis.exceptions import LockError, LockNotOwnedError, OutOfMemoryError, RedisError, WatchError
 from redis.lock import Lock as RedisLock
 
 from backendops.contracts.backend import Lock
@@ -17,6 +18,30 @@ from backendops.contracts.backend import Lock
 LEASE_SECONDS: Final = 60
 
 Translated = Callable[[], AbstractContextManager[None]]
+
+
+class WatchedLock(RedisLock):
+    """redis-py's lock, renewed and given back by WATCH instead of a script: some servers forbid those."""
+
+    def do_release(self, expected_token: str | bytes) -> None:
+        self._if_ours(expected_token, lambda transaction: transaction.delete(self.name))
+
+    def do_reacquire(self) -> Literal[True]:
+        lease = int((self.timeout or LEASE_SECONDS) * 1000)
+        self._if_ours(self.local.token, lambda transaction: transaction.pexpire(self.name, lease))
+        return True
+
+    def _if_ours(self, token: str | bytes | None, change: Callable[[Pipeline], object]) -> None:
+        with self.redis.pipeline() as transaction:
+            transaction.watch(self.name)
+            if transaction.get(self.name) != token:
+                raise LockNotOwnedError("the lock is not ours any more")
+            transaction.multi()
+            change(transaction)
+            try:
+                transaction.execute()
+            except WatchError:
+                raise LockNotOwnedError("the lock was taken in this very moment") from None
 
 
 class Leased(Lock):
@@ -48,7 +73,7 @@ class NoRoom(Lock):
 @contextmanager
 def leased(client: redis.Redis, name: str, translated: Translated) -> Iterator[Lock | None]:
     """Take the lock without waiting; None where another run has it."""
-    lock = RedisLock(client, name, timeout=LEASE_SECONDS, blocking=False)
+    lock = WatchedLock(client, name, timeout=LEASE_SECONDS, blocking=False)
     with translated():
         try:
             held: Lock | None = Leased(lock, translated) if lock.acquire() else None

@@ -1,0 +1,100 @@
+"""Lists that RPC over Redis leaves behind: counted, and removed only where the policy asks for it by name."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Final
+
+import redis
+from redis.exceptions import NoPermissionError, ResponseError, WatchError
+
+from backendops.backends.redis import scripts
+from backendops.backends.redis.decide import milliseconds
+from backendops.backends.redis.keys import is_pidbox_reply, is_reply_list
+from backendops.backends.redis.nodes import Node, Nodes, walk
+from backendops.contracts.readings import Finding, Severity
+from backendops.contracts.run import Step, Steps
+
+CALL_SECONDS: Final = 0.002
+STRETCH: Final = 100
+MOST: Final = 10_000
+
+
+class Replies:
+    """The reply lists of a database. `rpc` and `pidbox` are how long one may be idle; None: never touched."""
+
+    def __init__(self, rpc: timedelta | None, pidbox: timedelta | None, *, writes: bool = True) -> None:
+        self._rpc, self._pidbox, self._writes = rpc, pidbox, writes
+        self._scripted = True
+        self.found = self.removed = 0
+
+    def page(self, node: Node, cursor: int) -> tuple[int, int]:
+        """One call: the next cursor, and how many lists were removed (or would be)."""
+        if self._scripted:
+            try:
+                return self._scripted_page(node.client, cursor)
+            except (NoPermissionError, ResponseError) as error:
+                if not scripts.are_forbidden(error):
+                    raise
+                self._scripted = False
+        return self._plain_page(node.client, cursor)
+
+    def _scripted_page(self, client: redis.Redis, cursor: int) -> tuple[int, int]:
+        limits = ["" if limit is None else milliseconds(limit) for limit in (self._rpc, self._pidbox)]
+        how = "write" if self._writes else "count"
+        answer: list[Any] = scripts.call(client, "lists", [], [cursor, STRETCH, MOST, CALL_SECONDS, how, *limits])
+        self.found += answer[2] + answer[3]
+        self.removed += answer[4]
+        return int(answer[0]), answer[4]
+
+    def _plain_page(self, client: redis.Redis, cursor: int) -> tuple[int, int]:
+        answer: Any = client.scan(cursor, count=STRETCH, _type="list")
+        cursor, names = answer
+        removed = 0
+        for key in names:
+            limit = self._rpc if is_reply_list(key) else self._pidbox if is_pidbox_reply(key) else None
+            self.found += is_reply_list(key) or is_pidbox_reply(key)
+            removed += limit is not None and self._remove(client, key, limit)
+        self.removed += removed
+        return cursor, removed
+
+    def _remove(self, client: redis.Redis, key: bytes, limit: timedelta) -> bool:
+        with client.pipeline() as transaction:
+            transaction.watch(key)  # type: ignore[no-untyped-call]  # redis-py has no types for it
+            try:
+                idle: Any = client.object("IDLETIME", key)
+            except ResponseError:  # an LFU policy: nobody knows
+                return False
+            if idle is None or timedelta(seconds=idle) < limit or client.pttl(key) != -1:
+                return False
+            if self._writes:
+                transaction.multi()
+                transaction.unlink(key)
+                try:
+                    transaction.execute()
+                except WatchError:
+                    return False
+        return True
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What is left."""
+        left = self.found - self.removed
+        if not left:
+            return ()
+        return (
+            Finding(
+                Severity.INFO,
+                "redis.reply-lists",
+                f"{left:,} reply lists of RPC over Redis or of `celery inspect` have no expiry and are in use, or not "
+                "idle for long enough",
+                "rpc_lists and pidbox_lists of the expire job say how long such a list may be idle",
+            ),
+        )
+
+
+def run(replies: Replies, nodes: Nodes) -> Steps:
+    """Remove what is idle for too long, a call at a time."""
+    for removed in walk(nodes, replies.page, {}):
+        if removed:
+            yield Step(rows=removed, what="abandoned reply lists removed")
+    yield Step(findings=replies.findings())
