@@ -192,6 +192,26 @@ class Servers:
             server.stop()
 
 
+class Replica(embedded.PostgresServer):
+    """A streaming replica of a running server, copied by pg_basebackup; it is read-only until somebody promotes it."""
+
+    def __init__(self, directory: Path, primary: Postgres) -> None:
+        directory.mkdir()
+        server = primary.server
+        # A reply a second: the primary's view of a replica that replays nothing is as old as its last reply.
+        settings = {**server.settings, "wal_receiver_status_interval": "1s", "cluster_name": "replica"}
+        super().__init__(directory, binaries=server.binaries, settings=settings)
+        self._primary = server
+        self.user, self.password = server.user, server.password
+
+    def initialize(self) -> None:
+        """Copy the primary."""
+        self._prefix, self.binaries, self.directory = embedded._unprivileged(self.binaries, self.directory)
+        source = f"{self._primary.superuser_url('')}?application_name=replica"
+        words = [self.binaries / "pg_basebackup", "-D", self.data, "-d", source, "-R", "--checkpoint=fast", "--no-sync"]
+        subprocess.run([*self._prefix, *words], check=True, capture_output=True, cwd="/")
+
+
 def children_of(pid: int) -> set[int]:
     """The processes below `pid`, all generations."""
     table = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout

@@ -79,7 +79,8 @@ VALUES = {
     "begun": "'2026-01-01'", "zone": "'UTC'", "end": "'2027-01-01'", "low": "'2026-01-01'", "high": "'2026-01-02'",
     "size": "10", "latest": "'2026-01-01'", "cutoff": "'2026-01-01'", "since": "'2026-01-01'", "every": "'month'",
     "name": "'celery_taskmeta'", "schema": "'public'", "oid": "1", "column": "'date_done'", "comment": "'text'",
-    "start": "'2026-11-01'",
+    "start": "'2026-11-01'", "task": "'celery_taskmeta'", "task_schema": "'public'", "group": "'celery_tasksetmeta'",
+    "group_schema": "NULL", "ignored": "'{}'",
 }  # fmt: skip
 
 
@@ -96,6 +97,8 @@ def test_expire_archive_and_walk_run_in_psql_as_they_are(postgres18_url: str, ce
         if name != "find_last":
             script.append(statement + ";")
     script.append("ROLLBACK;")
+    # After the others: they are not to be read-only.
+    script += [f"{statement};" for statement in statements("postgres", "pressure").values()]
     done = subprocess.run(
         ["psql", "-X", "-q", "-d", postgres18_url.removeprefix("db+"), "-f", "-"],
         input="\n".join(script),

@@ -9,11 +9,19 @@ from backendops.backends.postgres.expire import ExpireOnPostgres
 from backendops.backends.postgres.lock import take_lock
 from backendops.backends.postgres.partition import PartitionsOnPostgres
 from backendops.backends.postgres.pool import PoolOnPostgres
+from backendops.backends.postgres.pressure import PressureOnPostgres
 from backendops.backends.postgres.standing import read_standing
 from backendops.backends.postgres.vacuum import VacuumOnPostgres
 from backendops.backends.sql import SqlBackend
 from backendops.contracts.backend import Lock, Standing
-from backendops.contracts.capabilities import CanArchive, CanExpire, CanPartition, CanReportPool, CanVacuum
+from backendops.contracts.capabilities import (
+    CanArchive,
+    CanExpire,
+    CanPartition,
+    CanReportPool,
+    CanReportPressure,
+    CanVacuum,
+)
 
 
 class PostgresBackend(
@@ -22,12 +30,14 @@ class PostgresBackend(
     PartitionsOnPostgres,
     VacuumOnPostgres,
     PoolOnPostgres,
+    PressureOnPostgres,
     SqlBackend,
     CanExpire,
     CanArchive,
     CanPartition,
     CanVacuum,
     CanReportPool,
+    CanReportPressure,
 ):
     """PostgreSQL 14 and later, directly or through PgBouncer."""
 
