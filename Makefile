@@ -16,7 +16,7 @@ run: .venv/demo ## See all six jobs at work on a private PostgreSQL and Valkey, 
 	@exec $(BIN)/python -m backendops.demo
 
 .PHONY: test
-test: .venv/dev servers ## Run every test on real servers
+test: .venv/dev servers celeries ## Run every test on real servers
 	$(PYTEST) --durations=10 $(TESTS)
 
 .PHONY: check
@@ -27,8 +27,12 @@ check: .venv/dev ## Lint, types, and whether generated files are current
 	$(BIN)/python -m tests.generated --check
 
 .PHONY: servers
-servers: ## Fetch what only Debian packages (Prometheus, PgBouncer, ...) into .cache, where apt is; nothing is installed
+servers: ## Fetch what is in no wheel (Prometheus, PgBouncer, PostgreSQL 14, ...) into .cache; nothing is installed
 	@$(FIND_PYTHON); "$$python" tests/fetch_servers.py || test "$$CI" != true
+
+.PHONY: celeries
+celeries: .venv/dev ## Install old versions of Celery into .cache, each by itself, whose results the tests read
+	@$(BIN)/python tests/fetch_celery.py || test "$$CI" != true
 
 .PHONY: setup
 setup: .venv/dev ## Make the virtual environment that the other targets use
