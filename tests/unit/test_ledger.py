@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from backendops.contracts.errors import BackendopsError
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Outcome, Trigger
 from backendops.engine import ledger_tables
-from backendops.engine.ledger import KEEP_RUNS, Ledger
+from backendops.engine.ledger import KEEP_RUNS, LAST_RUNS, Ledger
 from backendops.engine.ledger_rows import ORPHANED
 from backendops.engine.report import RunReport
 from tests.unit.toys import ToyJob, toy_pair
@@ -244,6 +245,32 @@ def test_looking_makes_nothing(tmp_path: Path) -> None:
     assert ledger.last_runs() == {}
     ledger.close()
     assert not (tmp_path / "state").exists()
+
+
+def test_looking_makes_no_tables_behind_a_url_either(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    ledger = Ledger.open(url, create=False)
+    assert ledger.history() == []
+    ledger.close()
+    with closing(sqlite3.connect(tmp_path / "shared.db")) as file:
+        assert file.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    made = Ledger.open(url)
+    said = run(made)
+    made.close()
+    ledger = Ledger.open(url, create=False)
+    assert ledger.history() == [said]
+    ledger.close()
+
+
+def test_the_largest_of_the_last_runs(any_ledger: Ledger) -> None:
+    assert any_ledger.largest_run("toy", "place") == 0
+    run(any_ledger, rows=7000)
+    for hour in range(LAST_RUNS - 1):
+        run(any_ledger, at=NOW + timedelta(hours=hour))
+    assert any_ledger.largest_run("toy", "place") == 7000
+    assert any_ledger.largest_run("toy", "elsewhere") == 0
+    run(any_ledger, Outcome.STOPPED, at=NOW + timedelta(days=9))
+    assert any_ledger.largest_run("toy", "place") == 10, "that backlog is long ago"
 
 
 @pytest.mark.parametrize(
