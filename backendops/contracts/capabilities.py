@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
+from backendops.contracts.keyspace import Keyspace
 from backendops.contracts.readings import Finding
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Preview, Steps
@@ -134,6 +135,8 @@ class MemoryReport:
     """Other databases of the server that have a broker in them: eviction takes from all of them alike."""
     allocator: str = ""
     """The memory allocator, which decides what helps against fragmentation."""
+    keyspace: Keyspace | None = None
+    """What its keys are, of every kind."""
 
 
 class CanReportMemory(ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from backendops.contracts.keyspace import BUCKETS, KEY_KINDS
 from backendops.contracts.readings import Finding, Metric, Reading
 
 TABLE: Final = {"table": ()}  # an empty tuple stands for the backend's own table names
@@ -81,7 +82,26 @@ REDIS_RESULT_BYTES: Final = Metric(
     "backendops_redis_result_bytes", "Memory of Celery's result keys, by kind, in bytes.", {"kind": RESULT_KINDS}
 )
 REDIS_WITHOUT_TTL: Final = Metric(
-    "backendops_redis_keys_without_ttl", "Celery's result keys that have no time to live."
+    "backendops_redis_keys_without_ttl", "Task results and groups that have no time to live."
+)
+REDIS_KEYS: Final = Metric(
+    "backendops_redis_keys", "Every key of the database, by kind, as last surveyed.", {"kind": KEY_KINDS}
+)
+REDIS_KEY_BYTES: Final = Metric(
+    "backendops_redis_key_bytes", "Memory of every key of the database, by kind, in bytes.", {"kind": KEY_KINDS}
+)
+REDIS_KEYS_BY_TTL: Final = Metric(
+    "backendops_redis_keys_by_ttl",
+    "Celery's result keys by kind and by the time they have left: up to so much, more, or none set.",
+    {"kind": RESULT_KINDS, "ttl": (*BUCKETS, "none")},
+)
+REDIS_RESULTS_BY_AGE: Final = Metric(
+    "backendops_redis_results_by_age",
+    "Finished task results by the time since date_done: up to so much, or more.",
+    {"age": BUCKETS},
+)
+REDIS_SURVEYED: Final = Metric(
+    "backendops_redis_surveyed_ratio", "Part of the keyspace that the last survey has gone through."
 )
 REDIS_LAST_SAVE_AGE: Final = Metric(
     "backendops_redis_last_save_age_seconds", "Age of the last RDB snapshot, in seconds."

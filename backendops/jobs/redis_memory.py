@@ -15,6 +15,7 @@ from backendops.contracts.job import Job
 from backendops.contracts.readings import Finding, Reading, Severity
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import ByteSize, FixedDuration, format_bytes, format_seconds
+from backendops.jobs.keyspace import KEYSPACE_METRICS, keyspace_readings
 
 # Redis' own default writes a snapshot within an hour of any change: this is twenty-four missed.
 STALE_SNAPSHOT: Final = timedelta(hours=24)
@@ -43,6 +44,7 @@ class RedisMemory(Job):
         metrics.REDIS_RESULT_BYTES,
         metrics.REDIS_WITHOUT_TTL,
         metrics.REDIS_LAST_SAVE_AGE,
+        *KEYSPACE_METRICS,
         metrics.FINDINGS,
     )
 
@@ -269,6 +271,7 @@ def _readings(report: MemoryReport, findings: tuple[Finding, ...], now: datetime
     saved = report.rdb_last_save
     ages = () if saved is None else (metrics.REDIS_LAST_SAVE_AGE.read(max(0.0, (now - saved).total_seconds())),)
     return (
+        *keyspace_readings(report.keyspace),
         metrics.REDIS_MEMORY_USED.read(report.used),
         metrics.REDIS_MEMORY_PEAK.read(report.peak),
         metrics.REDIS_MEMORY_RSS.read(report.rss),

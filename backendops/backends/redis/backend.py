@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,9 +17,11 @@ from backendops.backends.redis.errors import acl_line, translated
 from backendops.backends.redis.expire import Sweep
 from backendops.backends.redis.keys import ResultKeys
 from backendops.backends.redis.nodes import Nodes, OneServer, SentinelMaster
+from backendops.backends.redis.survey import Survey, queues
 from backendops.contracts.backend import Backend, Lock, Standing
 from backendops.contracts.capabilities import CanExpire, CanReportMemory, CanReportPool, MemoryReport, PoolReport
 from backendops.contracts.errors import BackendRefused
+from backendops.contracts.keyspace import CanSurveyKeys, Keyspace
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits, NoWatermarks, Pace, Preview, Steps, Watermarks
 
@@ -42,7 +44,7 @@ class SentinelOptions(BaseModel):
         return given
 
 
-class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
+class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool, CanSurveyKeys):
     """Results as keys of a Redis or Valkey server."""
 
     kind: ClassVar[str] = "redis"
@@ -161,7 +163,26 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool):
 
     def report_memory(self, time_limit: timedelta) -> MemoryReport:
         with self._translated():
-            return memory.report(self.client, self.keys, self.address.db, time_limit, self._other_database)
+            keyspace = self.survey_keys(time_limit)
+            return memory.report(self.client, self.address.db, keyspace, self._other_database)
+
+    def survey_keys(
+        self,
+        time_limit: timedelta | None = None,
+        *,
+        top: int = 10,
+        weigh_all: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> Keyspace:
+        with self._translated():
+            total = sum(int(node.client.dbsize()) for node in self.nodes.masters())
+            survey = Survey(self.keys, total, datetime.now(UTC), weigh_all=weigh_all)
+            if time_limit is not None:
+                survey.read(self._watermarks)
+            survey.go_on(self.nodes, time_limit, progress)
+            if time_limit is not None:
+                survey.write(self._watermarks)
+            return survey.keyspace(top, lambda bindings: 0 if self.cluster else queues(self.client, bindings))
 
     def report_pool(self) -> PoolReport:
         with self._translated():

@@ -1,32 +1,17 @@
-"""redis-memory's figures: INFO, and as much of the keyspace as the time allows, read without holding the server."""
+"""redis-memory's figures: INFO, beside what the survey of the keyspace found."""
 
 from __future__ import annotations
 
-import heapq
-import random
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import redis
 from redis.exceptions import NoPermissionError
 
-from backendops.backends.redis.keys import ResultKeys, is_broker_key
 from backendops.contracts.capabilities import MemoryReport
-
-# SCAN of a thousand keys holds the server about 0.2 ms, the pipelined PTTLs are single commands of microseconds.
-COUNT: Final = 1000
-
-# One result key in this many is weighed: a weight costs a command, and a few thousand give a mean within some percent.
-WEIGHED: Final = 20
-
-# Elements of a chord's set that MEMORY USAGE looks at: all of a large one would hold the server.
-SAMPLES: Final = 50
-
-BIGGEST: Final = 5
+from backendops.contracts.keyspace import Keyspace
+from backendops.contracts.metrics import RESULT_KINDS
 
 # Redis' own default number of databases; who has more does not keep a broker in the seventeenth.
 MOST_DATABASES: Final = 16
@@ -42,39 +27,12 @@ BROKER_NAMES: Final = (
 )
 
 
-@dataclass(slots=True)
-class Survey:
-    """What a scan has met so far."""
-
-    keys: int = 0
-    complete: bool = False
-    kinds: Counter[str] = field(default_factory=Counter)
-    without_ttl: int = 0
-    broker: int = 0
-    bindings: set[bytes] = field(default_factory=set)
-    weights: dict[str, list[int]] = field(default_factory=lambda: {"task": [], "group": [], "chord": []})
-    biggest: list[tuple[int, str]] = field(default_factory=list)
-
-    def mean_weight(self, kind: str) -> float:
-        """Bytes of a key of this kind, as weighed; 0 where none was."""
-        weights = self.weights[kind]
-        return sum(weights) / len(weights) if weights else 0.0
-
-
-def report(
-    client: redis.Redis, keys: ResultKeys, db: int, time_limit: timedelta, other: Callable[[int], redis.Redis]
-) -> MemoryReport:
-    """Read INFO, then scan for at most `time_limit`; figures by kind are scaled up where the scan did not end.
-
-    `other` connects to another database of the same server.
-    """
+def report(client: redis.Redis, db: int, keyspace: Keyspace, other: Callable[[int], redis.Redis]) -> MemoryReport:
+    """Read INFO beside what a survey found; `other` connects to another database of the same server."""
     info: Mapping[str, Any] = client.info()
     space = info.get(f"db{db}", {})
     total, expiring = int(space.get("keys", 0)), int(space.get("expires", 0))
-    survey = scan(client, keys, time_limit)
-    part = 1.0 if survey.complete else min(1.0, survey.keys / total) if total else 1.0
-    scale = 1 / part if part else 0.0
-    counts = {kind: round(survey.kinds[kind] * scale) for kind in survey.weights}
+    kinds = keyspace.kinds
     used, rss = int(info["used_memory"]), int(info.get("used_memory_rss", 0))
     return MemoryReport(
         used=used,
@@ -95,91 +53,17 @@ def report(
         ),
         keys=total,
         keys_without_ttl=max(0, total - expiring),
-        result_keys=counts,
-        result_bytes={kind: round(count * survey.mean_weight(kind)) for kind, count in counts.items()},
-        result_keys_without_ttl=round(survey.without_ttl * scale),
-        broker_keys=max(survey.broker, _existing(client, BROKER_NAMES)),
+        result_keys={kind: kinds[kind].keys for kind in RESULT_KINDS},
+        result_bytes={kind: kinds[kind].size for kind in RESULT_KINDS},
+        # A chord in use has none on purpose: its parts go when it is over.
+        result_keys_without_ttl=kinds["task"].without_ttl + kinds["group"].without_ttl,
+        broker_keys=max(kinds["broker"].keys, _existing(client, BROKER_NAMES)),
         broker_databases=_with_a_broker(info, db, other),
-        sampled=part,
-        biggest=tuple((name, size) for size, name in sorted(survey.biggest, reverse=True)),
+        sampled=keyspace.part,
+        biggest=keyspace.largest,
         allocator=str(info.get("mem_allocator", "")),
+        keyspace=keyspace,
     )
-
-
-def scan(client: redis.Redis, keys: ResultKeys, time_limit: timedelta) -> Survey:
-    """Go through the keyspace until it ends or the time does.
-
-    SCAN's order follows the hash of the names, so a part of it is a fair sample of the whole.
-    """
-    survey, cursor, deadline = Survey(), 0, time.monotonic() + time_limit.total_seconds()
-    while True:
-        answer: Any = client.scan(cursor, count=COUNT)  # names are bytes: responses are not decoded
-        cursor, batch = answer
-        _examine(client, keys, batch, survey)
-        if cursor == 0:
-            survey.complete = True
-            break
-        if time.monotonic() >= deadline:
-            break
-    survey.broker += _queues(client, survey.bindings)
-    return survey
-
-
-def _examine(client: redis.Redis, keys: ResultKeys, batch: list[bytes], survey: Survey) -> None:
-    survey.keys += len(batch)
-    results = []
-    for key in batch:
-        kind = keys.kind(key)
-        if kind is not None:
-            results.append((key, kind))
-        elif is_broker_key(key):
-            survey.broker += 1
-            if b"_kombu.binding." in key:
-                survey.bindings.add(key)
-    # The first keys of each kind are all weighed, so that a small store is weighed exactly.
-    weighed = [
-        (key, kind)
-        for key, kind in results
-        if len(survey.weights[kind]) < COUNT or random.randrange(WEIGHED) == 0  # noqa: S311 - a sample, no secret
-    ]
-    pipe = client.pipeline(transaction=False)
-    for key, _ in results:
-        pipe.pttl(key)
-    for key, _ in weighed:
-        pipe.memory_usage(key, samples=SAMPLES)
-    answers = pipe.execute(raise_on_error=True) if results else []
-    for (_, kind), ttl in zip(results, answers, strict=False):
-        if ttl != -2:  # it is still there  # noqa: PLR2004 - Redis' own answer for a missing key
-            survey.kinds[kind] += 1
-            survey.without_ttl += ttl == -1
-    for (key, kind), size in zip(weighed, answers[len(results) :], strict=True):
-        if size is not None:
-            survey.weights[kind].append(size)
-            _keep_biggest(survey, size, key)
-
-
-def _keep_biggest(survey: Survey, size: int, key: bytes) -> None:
-    entry = (size, key.decode(errors="replace"))
-    if entry in survey.biggest:
-        return  # SCAN may give a key twice
-    if len(survey.biggest) < BIGGEST:
-        heapq.heappush(survey.biggest, entry)
-    elif entry > survey.biggest[0]:
-        heapq.heapreplace(survey.biggest, entry)
-
-
-def _queues(client: redis.Redis, bindings: set[bytes]) -> int:
-    """How many queue lists there are, of the queues that the bindings name (kombu: routing key, pattern, queue)."""
-    names: set[bytes] = set()
-    for binding in bindings:
-        try:
-            members: Any = client.smembers(binding) if client.type(binding) == b"set" else ()
-        except NoPermissionError:
-            return 0  # a user of the results only: the bindings' own names, which SCAN gives, say enough
-        names.update(member.rpartition(b"\x06\x16")[2] for member in members)
-    # kombu's priority steps 3, 6 and 9 are lists of their own.
-    lists = [name + suffix for name in names if name for suffix in (b"", b"\x06\x163", b"\x06\x166", b"\x06\x169")]
-    return _existing(client, lists)
 
 
 def _existing(client: redis.Redis, names: Sequence[str | bytes]) -> int:

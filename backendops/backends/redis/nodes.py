@@ -132,13 +132,15 @@ def may_be_a_failover(error: Exception) -> bool:
     return isinstance(error, _FAILOVER) or (isinstance(error, driver.ResponseError) and "READONLY" in str(error))
 
 
-def walk(nodes: Nodes, page: Callable[[Node, int], tuple[int, T]], cursors: dict[str, int]) -> Iterator[T]:
+def walk(
+    nodes: Nodes, page: Callable[[Node, int], tuple[int, T]], cursors: dict[str, int], done: set[str] | None = None
+) -> Iterator[T]:
     """Go once through every master's keyspace and yield what `page` finds, from where `cursors` say.
 
     `cursors` is kept current; a master that takes another's place is gone through from its beginning, as its order of
-    keys is another.
+    keys is another. The servers in `done` are left out.
     """
-    done: set[str] = set()
+    done = set() if done is None else set(done)
     while True:
         try:
             # One that was begun comes first: else those behind it would never have their turn.
