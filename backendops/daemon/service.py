@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import queue
 import signal
 import ssl
 import sys
@@ -38,6 +37,10 @@ log = structlog.get_logger(__name__)
 EXIT_WITHIN: Final = 27.0
 # Asked twice (Ctrl-C, Ctrl-C), the steps in hand are interrupted at once and get this long to roll back.
 HURRY: Final = 3.0
+# How soon the end of the last run is noticed.
+POLL: Final = 0.05
+
+_SIGNALS: Final = frozenset({signal.SIGHUP, signal.SIGTERM, signal.SIGINT})
 
 
 class Service:
@@ -62,7 +65,6 @@ class Service:
             raise
         self._served = policy.http
         """What the door was opened with; the policy in force may say something newer that waits for a restart."""
-        self._signals: queue.SimpleQueue[signal.Signals] = queue.SimpleQueue()
         self._said = ""
 
     @property
@@ -72,9 +74,15 @@ class Service:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT; SIGHUP loads the policy again."""
-        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
-            # A handler may interrupt anything, so it only puts down which signal came.
-            signal.signal(number, lambda received, _: self._signals.put(signal.Signals(received)))
+        # Blocked before the first thread starts, so that every thread inherits it, and taken one by one below. A Python
+        # handler runs only when the main thread comes round to it, and a wait that is just beginning may miss it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            self._serve()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _serve(self) -> None:
         policy = self._view.policy
         _warn_of_open_doors(policy.http)
         self._http.start()
@@ -89,7 +97,7 @@ class Service:
             metrics=f"{self.url}metrics",
         )
         sd_notify.ready(self._sentence())
-        while (received := self._signals.get()) is signal.SIGHUP:
+        while (received := signal.Signals(signal.sigwait(_SIGNALS))) is signal.SIGHUP:
             self._reload()
         self._end(received)
 
@@ -158,12 +166,9 @@ class Service:
         self._scheduler.stop()
         deadline = time.monotonic() + EXIT_WITHIN
         while self._scheduler.busy and time.monotonic() < deadline:
-            try:
-                again = self._signals.get(timeout=0.05)
-            except queue.Empty:
-                continue
-            if again is not signal.SIGHUP:
-                self._stop.request(again.name)
+            again = signal.sigtimedwait(_SIGNALS, POLL)
+            if again is not None and again.si_signo != signal.SIGHUP:
+                self._stop.request(signal.Signals(again.si_signo).name)
                 deadline = min(deadline, time.monotonic() + HURRY)
         self._http.stop()
         self._stop.close()

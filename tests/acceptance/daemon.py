@@ -115,9 +115,14 @@ class Daemon:
         self.process.send_signal(signal.SIGHUP)
 
     def stop(self, how: signal.Signals = signal.SIGTERM, patience: float = 30.0) -> int:
-        """Signal it and wait; its exit status."""
+        """Signal it and wait; its exit status. One that hangs shows where each of its threads is."""
         self.process.send_signal(how)
-        return self.process.wait(patience)
+        try:
+            return self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            self.process.wait(patience)
+            raise AssertionError(f"did not end within {patience:.0f} s:\n{self.log_file.read_text()[-8000:]}") from None
 
 
 def write_policy(directory: Path, text: str, listen: str = "127.0.0.1:0", more_http: str = "") -> Path:
@@ -142,7 +147,7 @@ def daemon(policy: Path, wait: bool = True, **environment: str) -> Iterator[Daem
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONFAULTHANDLER": "1", **environment},
         )
     running = Daemon(policy, process, log_file)
     try:
