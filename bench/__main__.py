@@ -1,0 +1,119 @@
+"""`make bench`: every comparison in one run, as a table; `--write` keeps it in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import partitions, postgres
+from bench.goals import Goal, table
+
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+START, END = "<!-- table: written by `make bench` -->", "<!-- end of table -->"
+
+
+def median(results: list[postgres.Result], of: str) -> float:
+    """The middle one of a figure over the rounds."""
+    return statistics.median(getattr(result, of) for result in results)
+
+
+def ratio(ours: list[postgres.Result], theirs: list[postgres.Result]) -> float:
+    """Our rate divided by theirs, round by round, the middle one."""
+    return statistics.median(one.rate / other.rate for one, other in zip(ours, theirs, strict=True))
+
+
+def removing(rows: int, rounds: int, memory_rows: int) -> list[Goal]:
+    """Archive and expire beside a writer, then without an index, then how memory grows with the table."""
+    goals: list[Goal] = []
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, postgres.server(Path(directory)) as server:
+        postgres.fill(server, rows)
+        idle = postgres.idle_p99(server, seconds=10)
+        results = postgres.rounds(server, list(postgres.CONTESTANTS), rounds)
+        for job, baseline, least, least_loop in (
+            ("archive", "archive: one statement", 1.0, 1.5),
+            ("expire", "expire: one DELETE", 0.75, 2.0),
+        ):
+            ours = results[f"{job}: backendops"]
+            goals += [
+                Goal(f"{job}: rate against {baseline.partition(': ')[2]}", ratio(ours, results[baseline]), least, "×"),
+                Goal(
+                    f"{job}: rate against a loop of 5,000",
+                    ratio(ours, results[f"{job}: loop of 5,000"]),
+                    least_loop,
+                    "×",
+                ),
+                Goal(f"{job}: longest statement", median(ours, "longest") * 1000, 300, "ms", most=True),
+                Goal(
+                    f"{job}: the writer's p99 against its idle p99",
+                    median(ours, "writer_p99") / idle,
+                    2,
+                    "×",
+                    most=True,
+                ),
+                Goal(f"{job}: rate of the last tenth against the first", median(ours, "last_to_first"), 0.9, "×"),
+            ]
+        cleanup = results["expire: celery.backend_cleanup"]
+        goals.append(
+            Goal(
+                "expire: rate against celery.backend_cleanup", ratio(results["expire: backendops"], cleanup), None, "×"
+            )
+        )
+        for job in ("archive", "expire"):
+            bare = postgres.run(server, f"{job}: backendops", "DROP INDEX ix_celery_taskmeta_date_done")
+            goals.append(
+                Goal(
+                    f"{job}: time without an index against with one",
+                    bare.seconds / median(results[f"{job}: backendops"], "seconds"),
+                    3,
+                    "×",
+                    most=True,
+                )
+            )
+        peaks = {rows: median(results["archive: backendops"], "peak_bytes")}
+        show(results, idle)
+    for many in (100_000, memory_rows):
+        with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, postgres.server(Path(directory)) as server:
+            postgres.fill(server, many)
+            peaks[many] = postgres.run(server, "archive: backendops").peak_bytes
+    grown = (max(peaks.values()) - peaks[100_000]) / 2**20
+    goals.append(Goal(f"archive: memory from 100,000 to {memory_rows:,} rows", grown, 10, "MiB more", most=True))
+    return goals
+
+
+def show(results: dict[str, list[postgres.Result]], idle: float) -> None:
+    """The figures behind the ratios, for whoever wants to know this machine."""
+    sys.stderr.write(f"writer alone: p99 {idle * 1000:.1f} ms\n")
+    for name, rounds in results.items():
+        sys.stderr.write(
+            f"{name:32} {median(rounds, 'rate'):10,.0f} rows/s  longest {median(rounds, 'longest') * 1000:7,.0f} ms  "
+            f"writer p99 {median(rounds, 'writer_p99') * 1000:6.1f} ms  {median(rounds, 'peak_bytes') / 2**20:5.0f} MiB\n"
+        )
+
+
+def main() -> None:
+    """Measure, print, and exit with 1 where a goal is missed."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--rows", type=int, default=2_000_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-rows", type=int, default=5_000_000)
+    parser.add_argument("--partition-rows", type=int, default=5_000_000)
+    parser.add_argument("--write", action="store_true", help="keep the table in docs/benchmarks.md")
+    arguments = parser.parse_args()
+    goals = removing(arguments.rows, arguments.rounds, arguments.memory_rows)
+    goals += partitions.retiring(arguments.partition_rows)
+    text = table(goals)
+    sys.stdout.write(text)
+    if arguments.write:
+        document = DOCS.read_text(encoding="utf-8")
+        before, _, rest = document.partition(START)
+        when = f"{datetime.now(UTC):%Y-%m-%d}, {arguments.rows:,} rows, {arguments.rounds} rounds"
+        DOCS.write_text(f"{before}{START}\n\n{when}:\n\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    sys.exit(any(goal.missed for goal in goals))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""What was measured beside what must be reached."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """One figure; `limit` is the least it must be, or the most; None where it is only told."""
+
+    name: str
+    value: float
+    limit: float | None
+    unit: str
+    most: bool = False
+
+    @property
+    def missed(self) -> bool:
+        """Is the figure on the wrong side of its limit?"""
+        if self.limit is None:
+            return False
+        return self.value > self.limit if self.most else self.value < self.limit
+
+    @property
+    def wanted(self) -> str:
+        """The limit in words."""
+        if self.limit is None:
+            return "–"
+        return f"{'≤' if self.most else '≥'} {self.limit:g} {self.unit}"
+
+
+def table(goals: list[Goal]) -> str:
+    """The figures as a Markdown table."""
+    rows = ["| measured | wanted | figure | |", "|---|---|---|---|"]
+    for goal in goals:
+        verdict = "" if goal.limit is None else "missed" if goal.missed else "reached"
+        rows.append(f"| {goal.name} | {goal.wanted} | {goal.value:.2f} {goal.unit} | {verdict} |")
+    return "\n".join(rows) + "\n"
