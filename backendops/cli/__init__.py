@@ -30,6 +30,8 @@ _COMMANDS: Final = (
     ("resume", "control", "resume", "End the pause of a job."),
     ("cancel", "control", "cancel", "End the run of a job after the step in hand."),
     ("accept", "control", "accept", "Let a job whose keep got shorter remove what plan shows, however much."),
+    ("restore", "restore", "command", "Put archived results back, by id or by when they finished."),
+    ("archive", "archive", "command", "Verify what archive jobs have kept."),
     ("validate", "validate", "command", "Check the policy, offline."),
     ("schema", "schema", "command", "Print the policy's JSON Schema."),
     ("matrix", "matrix", "command", "Show which job works on which backend."),
@@ -46,9 +48,7 @@ class _Commands(click.Group):
         for name, module, attribute, _ in _COMMANDS:
             if name == cmd_name and name in self.list_commands(ctx):
                 command: click.Command = getattr(import_module(f"backendops.cli.{module}"), attribute)
-                # `backendops run --policy FILE` reads as naturally as `backendops --policy FILE run`.
-                taken = {option for parameter in command.params for option in parameter.opts}
-                command.params.extend(o for o in GLOBAL_OPTIONS if not taken & {*o.opts} and o not in command.params)
+                _take_global_options(command)
                 return command
         return None
 
@@ -66,6 +66,14 @@ class _Commands(click.Group):
         known = self.list_commands(ctx)
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, _, _, text in _COMMANDS if name in known])
+
+
+def _take_global_options(command: click.Command) -> None:
+    """`backendops run --policy FILE` reads as naturally as `backendops --policy FILE run`."""
+    taken = {option for parameter in command.params for option in parameter.opts}
+    command.params.extend(o for o in GLOBAL_OPTIONS if not taken & {*o.opts} and o not in command.params)
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        _take_global_options(inner)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

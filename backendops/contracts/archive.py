@@ -1,4 +1,4 @@
-"""Results on their way between two stores: rows as neutral values, who gives them, who keeps them, who takes them back.
+"""Results on their way between two stores: who gives them, who keeps them, who takes them back.
 
 A move is: read, write (durable, read back and compared), remove at the source what has not changed since, settle. A
 crash after the write leaves an unfinished copy, which the next run finishes first; a crash before it leaves nothing.
@@ -6,104 +6,43 @@ crash after the write leaves an unfinished copy, which the next run finishes fir
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal, Self
+from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 from backendops.contracts.capabilities import ArchivePlan
+from backendops.contracts.errors import BackendRefused
 from backendops.contracts.readings import Finding, Reading
+from backendops.contracts.records import KEYS, Batch, Column, Holds, Kind, Row, Shape, Value, fingerprint
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits, Pace, Preview
 
-Holds = Literal["task", "group"]
-Kind = Literal["integer", "text", "bytes", "timestamp", "other"]
-"""`timestamp` is naive, as Celery's date_done; `other` travels as the text that its store writes it as."""
-Value = int | str | bytes | datetime | None
-
-KEYS: Final[dict[Holds, str]] = {"task": "task_id", "group": "taskset_id"}
-"""Celery's own column of the id that results are asked for by (celery/backends/database/models.py)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column by Celery's name for it."""
-
-    name: str
-    kind: Kind
-    declared: str = ""
-    """The type in the store it came from, such as `character varying(155)`; empty where that has none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What the rows of one live table look like. A store without an `id` leaves that column out."""
-
-    holds: Holds
-    table: str
-    """The live table's name, or the word that stands for it: the archive is named after it."""
-    columns: tuple[Column, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the columns, in the order of a row's values."""
-        return tuple(column.name for column in self.columns)
-
-    @property
-    def key(self) -> str:
-        """The column that results are asked for by."""
-        return KEYS[self.holds]
-
-    def value(self, row: Row, name: str) -> Value:
-        """One value of a row; None where there is no such column."""
-        return row.values[self.names.index(name)] if name in self.names else None
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One result: payloads are the bytes they were stored as, never decoded."""
-
-    values: tuple[Value, ...]
-    """In the order of the shape's columns."""
-    done_at: datetime
-    """When it finished, with a time zone: what periods and ranges go by."""
-    mark: str = ""
-    """The source's own sign of this version of the row; empty where the content is all there is to compare."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows of one shape. Rows are spoken of by their position in it."""
-
-    shape: Shape
-    rows: tuple[Row, ...]
-
-    def only(self, positions: Collection[int]) -> Batch:
-        """The rows at these positions, in their order."""
-        return Batch(self.shape, tuple(self.rows[position] for position in sorted(positions)))
-
-
-def fingerprint(shape: Shape, row: Row, *, leaving_out: Collection[str] = ()) -> bytes:
-    """SHA-256 of a row's content: of what is not NULL, by column name, whatever the order of the columns.
-
-    So a column that a Celery upgrade added, empty in old rows, changes nothing.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(zip(shape.names, row.values, strict=True), key=lambda pair: pair[0]):
-        if value is None or name in leaving_out:
-            continue
-        written = value if isinstance(value, bytes) else _text(value).encode("utf-8", "surrogatepass")
-        digest.update(f"{name}:{'b' if isinstance(value, bytes) else 't'}:{len(written)}:".encode())
-        digest.update(written)
-    return digest.digest()
-
-
-def _text(value: int | str | datetime) -> str:
-    return value.isoformat(" ", "microseconds") if isinstance(value, datetime) else str(value)
+__all__ = [
+    "KEYS",
+    "ArchiveStore",
+    "Batch",
+    "CanHandOver",
+    "CanKeepArchive",
+    "CanRestore",
+    "CanTakeBack",
+    "Checked",
+    "Column",
+    "Copy",
+    "DueFound",
+    "Holds",
+    "Kind",
+    "PutBack",
+    "Restoring",
+    "Row",
+    "Selection",
+    "Shape",
+    "Value",
+    "fingerprint",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +103,8 @@ class CanTakeBack(ABC):
     """Can archived results be put back among the live ones?"""
 
     @abstractmethod
-    def check_take_back(self, shape: Shape) -> None:
-        """Raise BackendRefused, with the way out, where rows of this shape could not be put back whole."""
+    def check_take_back(self, batch: Batch) -> None:
+        """Raise BackendRefused, with the way out, where these rows could not be put back whole."""
 
     @abstractmethod
     def look_up(self, batch: Batch) -> dict[int, bool]:
@@ -181,17 +120,28 @@ class CanTakeBack(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which archived results are meant: those of some ids, or those that finished from `since` and before `until`."""
+    """Which archived results are meant: of these ids, if any; finished from `since` and before `until`, if given."""
 
     ids: tuple[str, ...] = ()
     since: datetime | None = None
     until: datetime | None = None
+    not_before: datetime | None = None
+    """What is meant and finished before this is refused: it would be gone again at once."""
 
     def has(self, shape: Shape, row: Row) -> bool:
         """Is this row meant?"""
-        if self.ids:
-            return shape.value(row, shape.key) in self.ids
+        if self.ids and shape.value(row, shape.key) not in self.ids:
+            return False
         return (self.since is None or row.done_at >= self.since) and (self.until is None or row.done_at < self.until)
+
+    def refuse_old(self, key: object, done_at: datetime) -> None:
+        """Raise BackendRefused where a result that is meant finished before `not_before`."""
+        if self.not_before is not None and done_at < self.not_before:
+            raise BackendRefused(
+                f"the result {key} finished {done_at:%Y-%m-%d %H:%M} UTC, and what finished before "
+                f"{self.not_before:%Y-%m-%d %H:%M} UTC is removed by the next run of an expire job",
+                "pause that job first (`backendops pause JOB`), or say --although-expired; nothing older was put back",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,15 +208,43 @@ class ArchiveStore(ABC):
 
     @abstractmethod
     def find(self, selection: Selection, pace: Pace) -> Iterator[Copy]:
-        """The archived rows that are meant, a batch at a time."""
+        """The archived rows that are meant, a batch at a time; of each table the newest first."""
 
     @abstractmethod
-    def begin_restore(self, copy: Copy) -> Copy:
-        """Take down that these rows are being put back, so that a crash is seen; settle ends it."""
+    def begin_restore(self, copy: Copy, positions: Collection[int]) -> Copy:
+        """Take down that the rows at these positions are being put back, so that a crash is seen; settle ends it."""
 
     @abstractmethod
     def check(self) -> Iterator[Checked]:
         """Read everything again and compare it with what was taken down when it was written."""
+
+
+class CanRestore(ABC):
+    """Can it put back, and verify, what it keeps in an archive of its own, beside the live tables?"""
+
+    @abstractmethod
+    def preview_restore(self, selection: Selection, plan: ArchivePlan) -> Preview:
+        """What would be put back, from a read-only connection."""
+
+    @abstractmethod
+    def restore(self, selection: Selection, plan: ArchivePlan, pace: Pace) -> Restoring:
+        """Put results back, of each table the newest first; every item is committed."""
+
+    @abstractmethod
+    def check_archive(self, plan: ArchivePlan) -> Iterator[Checked]:
+        """Count every partition, and compare it with what it must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutBack:
+    """What one committed step of a restore did, by the ids that results are asked for by."""
+
+    restored: tuple[str, ...] = ()
+    live_again: tuple[str, ...] = ()
+    """Left in the archive: there is a live result of that id."""
+
+
+Restoring = Iterator[PutBack]
 
 
 class CanKeepArchive(ABC):

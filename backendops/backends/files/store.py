@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from itertools import islice
 from pathlib import Path
 from typing import Final, Self
 from zoneinfo import ZoneInfo
@@ -143,16 +142,19 @@ class FileStore(ArchiveStore):
             _forget(place.directory, part.name)
 
     def find(self, selection: Selection, pace: Pace) -> Iterator[Copy]:  # noqa: ARG002 - reading a file disturbs nobody
-        for directory, manifest in self._manifests():
-            for part in manifest.parts:
+        # A task that ran again was archived again later, from a later run: its newest result is in the newest file.
+        newest_first = sorted(self._manifests(), key=lambda found: found[1].start, reverse=True)
+        for directory, manifest in sorted(newest_first, key=lambda found: found[1].table):
+            for part in sorted(manifest.parts, key=lambda part: part.last_done_at, reverse=True):
                 if selection.since is not None and part.last_done_at < selection.since:
                     continue
                 if selection.until is not None and part.first_done_at >= selection.until:
                     continue
                 yield from _find(directory, manifest, part, selection)
 
-    def begin_restore(self, copy: Copy) -> Copy:
-        place: Place = copy.place
+    def begin_restore(self, copy: Copy, positions: Collection[int]) -> Copy:
+        numbers = tuple(copy.place.numbers[position] for position in sorted(positions))
+        place = replace(copy.place, numbers=numbers)
 
         def leaving(manifest: Manifest) -> Manifest:
             part = _part(manifest, place.part)
@@ -161,7 +163,7 @@ class FileStore(ArchiveStore):
             return manifest.with_part(replace(part, leaving=as_lines(numbers_of(part.leaving) | {*place.numbers})))
 
         _change(place.directory, leaving)
-        return replace(copy, restoring=True)
+        return Copy(copy.batch.only(positions), place, restoring=True)
 
     def check(self) -> Iterator[Checked]:
         for directory in sorted(path for path in self.path.glob("*/*") if path.is_dir()):
@@ -220,12 +222,14 @@ def _copy(directory: Path, manifest: Manifest, part: Part, lines: Lines) -> Copy
 
 def _find(directory: Path, manifest: Manifest, part: Part, selection: Selection) -> Iterator[Copy]:
     shape, without = manifest.shape(part), numbers_of(part.without)
-    meant = (
+    meant = [
         (number, row)
         for number, row in read_rows(directory, manifest, part, selection.ids)
         if number not in without and selection.has(shape, row)
-    )
-    while found := list(islice(meant, FIND_ROWS)):
+    ]
+    meant.sort(key=lambda found: found[1].done_at, reverse=True)
+    for start in range(0, len(meant), FIND_ROWS):
+        found = meant[start : start + FIND_ROWS]
         place = Place(directory, part.name, tuple(number for number, _ in found))
         yield Copy(Batch(shape, tuple(row for _, row in found)), place)
 

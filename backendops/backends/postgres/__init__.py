@@ -6,13 +6,17 @@ from contextlib import AbstractContextManager
 
 from backendops.backends.postgres.archive import ArchiveOnPostgres
 from backendops.backends.postgres.expire import ExpireOnPostgres
+from backendops.backends.postgres.handover import HandOverOnPostgres
 from backendops.backends.postgres.lock import take_lock
 from backendops.backends.postgres.partition import PartitionsOnPostgres
 from backendops.backends.postgres.pool import PoolOnPostgres
 from backendops.backends.postgres.pressure import PressureOnPostgres
+from backendops.backends.postgres.restore import RestoreOnPostgres
 from backendops.backends.postgres.standing import read_standing
+from backendops.backends.postgres.store import StoreOnPostgres
 from backendops.backends.postgres.vacuum import VacuumOnPostgres
 from backendops.backends.sql import SqlBackend
+from backendops.contracts.archive import CanHandOver, CanKeepArchive, CanRestore, CanTakeBack
 from backendops.contracts.backend import Lock, Standing
 from backendops.contracts.capabilities import (
     CanArchive,
@@ -27,6 +31,9 @@ from backendops.contracts.capabilities import (
 class PostgresBackend(
     ExpireOnPostgres,
     ArchiveOnPostgres,
+    HandOverOnPostgres,
+    StoreOnPostgres,
+    RestoreOnPostgres,
     PartitionsOnPostgres,
     VacuumOnPostgres,
     PoolOnPostgres,
@@ -34,6 +41,10 @@ class PostgresBackend(
     SqlBackend,
     CanExpire,
     CanArchive,
+    CanHandOver,
+    CanKeepArchive,
+    CanRestore,
+    CanTakeBack,
     CanPartition,
     CanVacuum,
     CanReportPool,

@@ -15,7 +15,6 @@ from backendops.backends.postgres.archive_table import (
 )
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.drift import columns_to_add
-from backendops.backends.postgres.handover import HandOverOnPostgres
 from backendops.backends.postgres.periods import period_start
 from backendops.backends.postgres.survey import Target
 from backendops.backends.postgres.sweep import preview_sweep, sweep
@@ -28,7 +27,7 @@ from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Preview, Steps
 
 
-class ArchiveOnPostgres(HandOverOnPostgres, CanArchive):
+class ArchiveOnPostgres(PostgresSession, CanArchive):
     """Can move old results to a table of their own, none lost and none twice."""
 
     def preview_archive(self, due: Retention, plan: ArchivePlan) -> Preview:

@@ -77,6 +77,11 @@ class PostgresSession(SqlBackend):
             opened._engine.dispose()
 
     @property
+    def limits(self) -> Limits:
+        """The bounds of this run's statements."""
+        return self._limits
+
+    @property
     def watermarks(self) -> Watermarks:
         """What this backend remembers between runs."""
         return self._watermarks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -41,12 +41,25 @@ class TransactionLock(Lock):
 @contextmanager
 def take_lock(session: PostgresSession) -> Iterator[Lock | None]:
     """Take the lock without waiting; None where another run has it."""
+    with _locked(session, lambda connection: lock_key(_schema(session, connection), session.tables.task)) as lock:
+        yield lock
+
+
+@contextmanager
+def take_archive_lock(session: PostgresSession, schema: str, archive: str) -> Iterator[Lock | None]:
+    """Take the lock of an archive that other backends' results come to; None where another run has it."""
+    with _locked(session, lambda _: lock_key(schema, f"archive {archive}")) as lock:
+        yield lock
+
+
+@contextmanager
+def _locked(session: PostgresSession, key_of: Callable[[Connection], int]) -> Iterator[Lock | None]:
     with session.connect() as connection:
         transaction = connection.begin()
         try:
             session.bound(connection, idle_timeout=None)
             connection.execute(load("postgres", "lock", "never_cut"))
-            key = lock_key(_schema(session, connection), session.tables.task)
+            key = key_of(connection)
             row = connection.execute(load("postgres", "lock", "take"), {"key": key}).one()
             yield TransactionLock(connection, row.begun, row.pid) if row.taken else None
         finally:

@@ -46,6 +46,11 @@ def type_of(column: Column) -> str:
     )
 
 
+def array_type(kind: Kind) -> str:
+    """The type that values of a kind are sent as: never one with a length, which a cast would cut them to."""
+    return _TYPES[kind]
+
+
 def read_list(columns: Iterable[TableColumn] | Iterable[Column], alias: str = "") -> str:
     """The columns as the text of a slot; what has no kind of its own is read as text."""
     texts = []

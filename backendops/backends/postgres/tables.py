@@ -56,6 +56,7 @@ class LiveTable:
     can_read: bool
     can_lock: bool
     can_delete: bool
+    can_insert: bool
     is_owner: bool
     role: str
     """Who we are, for the GRANT that is missing."""
@@ -78,6 +79,15 @@ class LiveTable:
     def has_column(self, name: str) -> bool:
         """Is there a column of this name?"""
         return any(column.name == name for column in self.columns)
+
+    def require_insert(self) -> None:
+        """Raise BackendRefused, naming the GRANT, where this role may not put rows into it."""
+        if not (self.can_read and self.can_insert):
+            raise BackendRefused(
+                f"the role {self.role} may not put rows into {self.sql_name}",
+                f"GRANT USAGE ON SCHEMA {quoted(self.schema)} TO {quoted(self.role)}; "
+                f"GRANT SELECT, INSERT ON {self.sql_name} TO {quoted(self.role)};",
+            )
 
     def require_delete(self) -> None:
         """Raise BackendRefused, naming the GRANT, where this role may not remove rows from it."""
@@ -156,6 +166,7 @@ def find_table(connection: Connection, holds: Holds, name: str, schema: str | No
         can_read=row.can_read,
         can_lock=row.can_lock,
         can_delete=row.can_delete,
+        can_insert=row.can_insert,
         is_owner=row.is_owner,
         role=row.role,
     )

@@ -11,6 +11,7 @@ SELECT
     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT') AS can_read,
     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'UPDATE') AS can_lock,
     has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'DELETE') AS can_delete,
+    has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'INSERT') AS can_insert,
     pg_has_role(c.relowner, 'USAGE') AS is_owner,
     current_user AS role
 FROM pg_catalog.pg_class AS c

@@ -1,0 +1,159 @@
+"""restore: put archived results back among the live ones. It is no entry of a policy: an operator asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, ClassVar, Final
+
+from pydantic import PrivateAttr
+
+from backendops.contracts.archive import (
+    ArchiveStore,
+    CanRestore,
+    CanTakeBack,
+    Copy,
+    PutBack,
+    Restoring,
+    Selection,
+)
+from backendops.contracts.errors import BackendRefused
+from backendops.contracts.job import Job
+from backendops.contracts.readings import Finding, Severity
+from backendops.contracts.run import Pace, Preview, Step, Steps
+from backendops.jobs.archive import Archive
+from backendops.jobs.moving import finish
+
+# A sentence of more ids is not read; --json has them all.
+_IDS_SHOWN: Final = 5
+
+
+class Restore(Job):
+    """Put results back that one archive job has moved, wherever it keeps them."""
+
+    kind_name: ClassVar[str] = "restore"
+    needs: ClassVar[type] = CanTakeBack
+    changes: ClassVar[bool] = True
+    minds_the_clock: ClassVar[bool] = False
+
+    _archive: Archive = PrivateAttr()
+    _selection: Selection = PrivateAttr()
+    _restored: list[str] = PrivateAttr(default_factory=list)
+    _live_again: list[str] = PrivateAttr(default_factory=list)
+
+    @classmethod
+    def of(cls, archive: Archive, selection: Selection) -> Restore:
+        """What `archive` has of the selection."""
+        restore = cls.model_construct(
+            time_budget=archive.time_budget,
+            statement_timeout=archive.statement_timeout,
+            batch_time=archive.batch_time,
+            batch_size=archive.batch_size,
+        )
+        restore._archive, restore._selection = archive, selection
+        return restore
+
+    @property
+    def restored(self) -> list[str]:
+        """The ids that were put back."""
+        return self._restored
+
+    @property
+    def live_again(self) -> list[str]:
+        """The ids that were left in the archive, as there is a live result of theirs."""
+        return self._live_again
+
+    def preview(self, backend: Any, now: datetime) -> Preview:
+        if self._archive.store is None:
+            return _here(backend).preview_restore(self._selection, self._archive.plan)
+        rows, oldest = 0, None
+        with self._archive.store.open(self._archive.source, replace(self._archive.limits, read_only=True)) as store:
+            for copy in store.find(self._selection, _LargePace()):
+                rows += len(copy.batch.rows)
+                first = min(row.done_at for row in copy.batch.rows)
+                oldest = first if oldest is None else min(oldest, first)
+        return Preview(f"would put back {rows:,} results from {self._archive.store.label}", rows=rows, oldest=oldest)
+
+    def run(self, backend: Any, now: datetime, pace: Pace) -> Steps:
+        if self._archive.store is None:
+            steps = _here(backend).restore(self._selection, self._archive.plan, pace)
+            yield from self._told(steps, "the archive table")
+            return
+        if not isinstance(backend, CanTakeBack):
+            raise BackendRefused(
+                f"{type(backend).__name__} cannot take results back", "restore them to a backend that keeps tables"
+            )
+        with self._archive.store.open(self._archive.source, self._archive.limits) as store:
+            yield from finish(backend, store, pace)
+            yield from self._told(self._from_store(backend, store, pace), store.label)
+
+    def _told(self, restoring: Restoring, where: str) -> Steps:
+        for put_back in restoring:
+            self._restored.extend(put_back.restored)
+            self._live_again.extend(put_back.live_again)
+            count = len(put_back.restored)
+            yield Step(rows=count, what=f"put back from {where}" if count else "")
+        if self._live_again:
+            yield Step(findings=(_left(self._live_again),))
+
+    def _from_store(self, backend: CanTakeBack, store: ArchiveStore, pace: Pace) -> Restoring:
+        for copy in store.find(self._selection, pace):
+            backend.check_take_back(copy.batch)
+            for row in copy.batch.rows:
+                self._selection.refuse_old(copy.batch.shape.value(row, copy.batch.shape.key), row.done_at)
+            yield from _put_back(backend, store, copy)
+
+
+def _put_back(backend: CanTakeBack, store: ArchiveStore, copy: Copy) -> Restoring:
+    """One batch: taken down, put in, read back, and only then taken out of the archive."""
+    shape = copy.batch.shape
+    keys = [str(shape.value(row, shape.key)) for row in copy.batch.rows]
+    there = backend.look_up(copy.batch)
+    # The newest of an id comes first; the others stay archived.
+    firsts = {key: at for at, key in reversed(list(enumerate(keys)))}
+    chosen = sorted(at for at in firsts.values() if at not in there)
+    live_again = {keys[at] for at in there}
+    if chosen:
+        leaving = store.begin_restore(copy, chosen)
+        yield PutBack()
+        backend.take_back(leaving.batch)
+        yield PutBack()
+        same = {at for at, is_same in backend.look_up(leaving.batch).items() if is_same}
+        store.settle(leaving, [at for at in range(len(chosen)) if at not in same])
+        live_again |= {keys[chosen[at]] for at in range(len(chosen)) if at not in same}
+        yield PutBack(restored=tuple(keys[chosen[at]] for at in sorted(same)))
+    if live_again:
+        yield PutBack(live_again=tuple(sorted(live_again)))
+
+
+def _left(ids: list[str]) -> Finding:
+    shown = ", ".join(ids[:_IDS_SHOWN]) + (" …" if len(ids) > _IDS_SHOWN else "")
+    return Finding(
+        Severity.INFO,
+        "restore.live-again",
+        f"{len(ids):,} archived results were left, as there is a live result of their id: {shown}",
+        "delete the live result first where the archived one is wanted",
+    )
+
+
+def _here(backend: Any) -> CanRestore:
+    if not isinstance(backend, CanRestore):
+        raise BackendRefused(
+            f"{type(backend).__name__} cannot restore from an archive table",
+            "copy the rows with SQL, naming the columns",
+        )
+    return backend
+
+
+class _LargePace(Pace):
+    """For reading alone, which nobody waits behind."""
+
+    @property
+    def size(self) -> int:
+        return 5000
+
+    def measured(self, rows: int, seconds: float) -> None:
+        pass
+
+    def timed_out(self) -> None:
+        pass
