@@ -22,8 +22,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 COMMAND = Path(sys.executable).with_name("backendops")
 
-# Twenty times what an idle machine needs: a test waits so long only when it fails.
-PATIENCE = 20.0
+# Thirty times what an idle machine needs: a test waits so long only when it fails.
+PATIENCE = 30.0
 
 T = TypeVar("T")
 
