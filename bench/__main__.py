@@ -88,9 +88,10 @@ def show(results: dict[str, list[postgres.Result]], idle: float) -> None:
     """The figures behind the ratios, for whoever wants to know this machine."""
     sys.stderr.write(f"writer alone: p99 {idle * 1000:.1f} ms\n")
     for name, rounds in results.items():
+        rate, longest = median(rounds, "rate"), median(rounds, "longest") * 1000
+        waited, peak = median(rounds, "writer_p99") * 1000, median(rounds, "peak_bytes") / 2**20
         sys.stderr.write(
-            f"{name:32} {median(rounds, 'rate'):10,.0f} rows/s  longest {median(rounds, 'longest') * 1000:7,.0f} ms  "
-            f"writer p99 {median(rounds, 'writer_p99') * 1000:6.1f} ms  {median(rounds, 'peak_bytes') / 2**20:5.0f} MiB\n"
+            f"{name:31} {rate:9,.0f} rows/s  longest {longest:7,.0f} ms  writer p99 {waited:6.1f} ms  {peak:5.0f} MiB\n"
         )
 
 

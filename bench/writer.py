@@ -17,7 +17,9 @@ PER_SECOND = 400
 INSERT = """
 INSERT INTO celery_taskmeta (id, task_id, status, result, date_done, name, args, kwargs, worker, retries, queue)
 VALUES (
-    nextval('task_id_sequence'), %s, 'SUCCESS', %s, now() AT TIME ZONE 'UTC', 'bench.write', '[]', '{}', 'w', 0, 'celery')
+    nextval('task_id_sequence'), %s, 'SUCCESS', %s, now() AT TIME ZONE 'UTC', 'bench.write', '[]', '{}', 'w', 0,
+    'celery'
+)
 """
 
 
