@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import ClusterCrossSlotError, NoPermissionError
 
 from backendops.contracts.capabilities import MemoryReport
 from backendops.contracts.keyspace import Keyspace
@@ -69,8 +69,8 @@ def report(client: redis.Redis, db: int, keyspace: Keyspace, other: Callable[[in
 def _existing(client: redis.Redis, names: Sequence[str | bytes]) -> int:
     try:
         return int(client.exists(*names)) if names else 0
-    except NoPermissionError:
-        return 0
+    except (NoPermissionError, ClusterCrossSlotError):
+        return 0  # not ours to see; or a cluster, in which no broker of Celery's can be
 
 
 def _with_a_broker(info: Mapping[str, Any], db: int, other: Callable[[int], redis.Redis]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Event
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import redis
 import redis.exceptions as driver
@@ -98,15 +98,46 @@ class SentinelMaster(Followed):
         self._client, self._fresh = client, fresh
 
     def masters(self) -> list[Node]:
-        return [Node(identity_of(self._client), self._client)]
+        # An old master takes writes for a moment after another was named, and loses them: the connection that is
+        # there says nothing about who is master now.
+        if not self._agreed():
+            raise driver.ConnectionError("the sentinels are putting another master in its place")
+        probe = self._fresh()
+        try:
+            named = identity_of(probe)
+        finally:
+            probe.close()
+        if identity_of(self._client) != named:
+            self._client.connection_pool.disconnect()
+        return [Node(named, self._client)]
 
     def are_up(self) -> bool:
+        if not self._agreed():
+            return False
         probe = self._fresh()
         try:
             # The sentinels may name the old master for a moment longer, which is a replica already.
             return probe.info("replication").get("role") == "master"
         finally:
             probe.close()
+
+    def _agreed(self) -> bool:
+        """Do the two answers of a sentinel name one server? While it fails over, only the first names the new one."""
+        pool: Any = self._client.connection_pool
+        lost: Exception = driver.ConnectionError("no sentinel answers")
+        for sentinel in pool.sentinel_manager.sentinels:
+            try:
+                named = sentinel.sentinel_get_master_addr_by_name(pool.service_name)
+                state = sentinel.sentinel_masters().get(pool.service_name)
+            except (driver.ConnectionError, driver.TimeoutError, OSError) as error:
+                lost = error
+                continue
+            return named is not None and state is not None and _address(*named) == _address(state["ip"], state["port"])
+        raise lost
+
+
+def _address(host: bytes | str, port: int | str) -> tuple[str, int]:
+    return host.decode() if isinstance(host, bytes) else host, int(port)
 
 
 def identity_of(client: redis.Redis) -> str:
