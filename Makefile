@@ -30,6 +30,10 @@ check: .venv/dev ## Lint, types, and whether generated files are current
 bench: .venv/dev ## Measure against what people use today, on 2,000,000 rows (ARGS="--rows 300000 --rounds 1" is quick)
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: chaos
+chaos: .venv/dev ## SIGKILL every changing command 200 times and the server 20 times: nothing may be lost (ARGS="--kills 20" is quick)
+	$(BIN)/python -m chaos $(ARGS)
+
 .PHONY: servers
 servers: ## Fetch what is in no wheel (Prometheus, PgBouncer, PostgreSQL 14, ...) into .cache; nothing is installed
 	@$(FIND_PYTHON); "$$python" tests/fetch_servers.py || test "$$CI" != true

@@ -1,0 +1,206 @@
+"""`make chaos`: kill archive, expire, partition, convert and restore 200 times, and the server 20 times."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from backendops.embedded import start_postgres
+from chaos.store import Store, Sum
+
+ROWS = 20_000
+BACKENDOPS = [sys.executable, "-m", "backendops"]
+# Small batches: many commits, so that a random moment is more often between or inside one.
+POLICY = """
+version: 1
+state: {state}
+backends:
+  results: {{url: "{url}"}}
+jobs:
+  archive: {{older_than: 7d, every: day, batch_size: 100, batch_time: 3ms}}
+  expire: {{keep: 8d, batch_size: 100, batch_time: 3ms}}
+  partition: {{every: day, keep: 12d, ahead: 2, quarantine: 7d}}
+"""
+KEPT_BY_EXPIRE = "date_done IS NULL OR date_done > now() AT TIME ZONE 'UTC' - interval '7 days 23 hours'"
+COMPLETED = 0
+CONVERT = ["partition", "convert", "results", "--by", "id"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One command under fire: how its database is made ready, and what must stay the same."""
+
+    name: str
+    command: list[str]
+    prepare: Callable[[Attack], None]
+    finished: Callable[[Attack], bool]
+    """Asked after a following run that completed: is its work really done?"""
+    keeps: str = "true"
+
+
+class Attack:
+    """A private server, a policy, and the tally of what was done to them."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.store = Store(start_postgres(directory / "postgres", settings={"max_connections": "50"}))
+        self.policy = directory / "policy.yaml"
+        self.policy.write_text(POLICY.format(state=directory, url=self.store.celery_url), encoding="utf-8")
+        self.kills: Counter[str] = Counter()
+        self.late: Counter[str] = Counter()
+
+    def start(self, command: list[str]) -> subprocess.Popen[str]:
+        """The command as a process."""
+        return subprocess.Popen(
+            [*BACKENDOPS, "--policy", str(self.policy), *command],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def complete(self, command: list[str]) -> float:
+        """Run the command to its end; the seconds it took."""
+        began = time.monotonic()
+        process = self.start(command)
+        _, said = process.communicate()
+        if process.returncode != COMPLETED:
+            sys.exit(f"{' '.join(command)} exited {process.returncode}: {said}")
+        return time.monotonic() - began
+
+    def kill(self, scene: Scene, within: float, *, server: bool) -> None:
+        """Start the scene's command and SIGKILL it (or the server) at a random moment of its life."""
+        process = self.start(scene.command)
+        # Half a second of start-up changes nothing: the moments are spread over what follows.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=self.random.uniform(min(0.4, within / 2), within))
+            self.late[scene.name] += 1
+        if server:
+            self.store.postgres.kill()
+            self.store.postgres.start()
+            process.communicate()
+        elif process.poll() is None:
+            process.kill()
+            process.communicate()
+        self.store.settle()
+        self.kills[scene.name] += 1
+
+    def must_be(self, scene: Scene, before: Sum) -> None:
+        """End with the difference where anything that had to stay is not what it was."""
+        now = self.store.sum(scene.keeps)
+        if now != before:
+            sys.exit(f"{scene.name}: {before} has become {now} after {self.kills[scene.name]} kills")
+
+
+def fill(attack: Attack) -> None:
+    """Results of the last twenty days before the week that is kept."""
+    attack.store.fill(ROWS, due=0.6, spread=timedelta(days=20))
+
+
+def fill_archive(attack: Attack) -> None:
+    """The same, with the due ones in the archive."""
+    fill(attack)
+    attack.complete(["run-once", "archive"])
+
+
+def fill_converted(attack: Attack) -> None:
+    """The same, with the live table partitioned by us."""
+    fill(attack)
+    attack.complete(CONVERT)
+
+
+def nothing_due(attack: Attack) -> bool:
+    """Is every due row gone from the live table?"""
+    due = "SELECT count(*) FROM celery_taskmeta WHERE date_done < now() AT TIME ZONE 'UTC' - interval '8 days'"
+    return attack.store.query(due)[0][0] == 0
+
+
+def archive_empty(attack: Attack) -> bool:
+    """Has everything been brought back?"""
+    return attack.store.query("SELECT count(*) FROM celery_taskmeta_archive")[0][0] == 0
+
+
+def none_to_retire(attack: Attack) -> bool:
+    """Is no partition older than what is kept attached?"""
+    attached = "SELECT count(*) FROM celery_taskmeta_archive WHERE done_at < now() - interval '14 days'"
+    return attack.store.query(attached)[0][0] == 0
+
+
+def is_partitioned(attack: Attack) -> bool:
+    """Is the live table a partitioned one?"""
+    return attack.store.query("SELECT relkind FROM pg_class WHERE oid = 'celery_taskmeta'::regclass")[0][0] == "p"
+
+
+SCENES = (
+    Scene("archive", ["run-once", "archive"], fill, nothing_due),
+    Scene("expire", ["run-once", "expire"], fill, nothing_due, KEPT_BY_EXPIRE),
+    Scene("partition", ["run-once", "partition"], fill_archive, none_to_retire),
+    Scene("restore", ["restore", "--from", "2000-01-01", "--to", "2100-01-01"], fill_archive, archive_empty),
+    Scene("convert", CONVERT, fill, is_partitioned),
+    Scene("undo", ["partition", "undo", "results"], fill_converted, lambda attack: not is_partitioned(attack)),
+)
+
+
+def play(attack: Attack, scene: Scene, kills: int, *, server: bool) -> None:
+    """Kill the scene's command `kills` times; each time it is finished by a following run, it starts afresh."""
+    scene.prepare(attack)
+    before = attack.store.sum(scene.keeps)
+    alone = attack.complete(scene.command)
+    attack.must_be(scene, before)
+    left = kills
+    while left:
+        scene.prepare(attack)
+        before = attack.store.sum(scene.keeps)
+        # A few kills on top of one another, then the following run must complete.
+        for _ in range(min(left, attack.random.randint(1, 4))):
+            attack.kill(scene, alone, server=server)
+            attack.must_be(scene, before)
+            left -= 1
+        attack.complete(scene.command)
+        attack.must_be(scene, before)
+        if not scene.finished(attack):
+            sys.exit(f"{scene.name}: the run after a kill completed, but its work is not done")
+    what = "server" if server else "process"
+    sys.stdout.write(
+        f"{scene.name}: {kills} times SIGKILL to the {what}, {before.rows:,} rows the same each time "
+        f"({attack.late[scene.name]} came after its end)\n"
+    )
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Play every scene; exits with what was lost or changed."""
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
+    parser.add_argument("--kills", type=int, default=200, help="of the process, over all scenes")
+    parser.add_argument("--server-kills", type=int, default=20, help="of the server, over all scenes")
+    parser.add_argument("--scene", action="append", choices=[scene.name for scene in SCENES])
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    arguments = parser.parse_args()
+    scenes = [scene for scene in SCENES if not arguments.scene or scene.name in arguments.scene]
+    sys.stdout.write(f"seed {arguments.seed}\n")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        attack = Attack(Path(directory), arguments.seed)
+        try:
+            for number, scene in enumerate(scenes):
+                play(attack, scene, _share(arguments.kills, len(scenes), number), server=False)
+            for number, scene in enumerate(scenes):
+                play(attack, scene, _share(arguments.server_kills, len(scenes), number), server=True)
+        finally:
+            attack.store.postgres.stop()
+
+
+def _share(total: int, parts: int, number: int) -> int:
+    return total // parts + (number < total % parts)
+
+
+if __name__ == "__main__":
+    main()
