@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
@@ -130,38 +130,47 @@ class Turns(RunListener):
         if any(reading.metric is metrics.BACKEND_UP and reading.value for reading in step.readings):
             self._came_back(run.pair.backend_name)
 
+    @contextmanager
+    def _turn(self, key: Key) -> Iterator[bool]:
+        """Is it this pair's turn? Not while another thread of ours runs it, such as for a slot that was missed."""
+        with self._lock:
+            is_ours = key not in self._busy
+            self._busy.add(key)
+        try:
+            yield is_ours
+        finally:
+            if is_ours:
+                self._busy.discard(key)
+
     def _take(self, pair: Pair, slot: datetime, claims: Iterable[datetime]) -> bool:
         """Run the pair's job for this slot, unless it is paused or another daemon has it."""
         key = (pair.job_name, pair.backend_name)
-        try:
-            if pair.job_name in self._ledger.paused():
+        # Whose turn it is comes first: a slot that is claimed is run, even when a stop has just come. The report of
+        # a stopped run is what a restart goes by.
+        with self._turn(key) as is_ours:
+            if not is_ours:
                 return False
-            if not any(self._ledger.claim_slot(*key, claim) for claim in claims):
-                return False
-        except (SQLAlchemyError, BackendopsError) as error:
-            # Without the ledger we cannot know whether somebody else runs it. The lock in the backend
-            # keeps two runs apart, and a second run finds nothing left to do: running is the safe side.
-            _unreadable(error)
-        # Claimed, it is run even when a stop has just come: the report of a stopped run is what a restart goes by.
-        self._attempt(key, slot)
+            try:
+                if pair.job_name in self._ledger.paused():
+                    return False
+                if not any(self._ledger.claim_slot(*key, claim) for claim in claims):
+                    return False
+            except (SQLAlchemyError, BackendopsError) as error:
+                # Without the ledger we cannot know whether somebody else runs it. The lock in the backend
+                # keeps two runs apart, and a second run finds nothing left to do: running is the safe side.
+                _unreadable(error)
+            self._run(pair, slot)
         return True
 
-    def _attempt(self, key: Key, slot: datetime) -> None:
+    def _run(self, pair: Pair, slot: datetime) -> None:
         """Run, and where the lock is taken again until the next slot; only the last try is recorded as locked."""
-        pair = self._pairs.get(key)
-        if pair is None or pair.schedule is None:
+        key, schedule = (pair.job_name, pair.backend_name), pair.schedule
+        if schedule is None:
             return
-        with self._lock:
-            if key in self._busy:
-                return  # a missed slot is being made up for at this moment
-            self._busy.add(key)
-        try:
-            until = pair.schedule.next_after(max(slot, self._clock.now()))
-            delay = self._until_next_try(until)
-            is_last_try = self._clock.now() + delay >= until
-            report = self._runner.run(pair, Trigger.SCHEDULE, record_locked=is_last_try)
-        finally:
-            self._busy.discard(key)
+        until = schedule.next_after(max(slot, self._clock.now()))
+        delay = self._until_next_try(until)
+        is_last_try = self._clock.now() + delay >= until
+        report = self._runner.run(pair, Trigger.SCHEDULE, record_locked=is_last_try)
         if report.outcome is Outcome.LOCKED and not is_last_try:
             log.debug("slot.waits", job=pair.job_name, backend=pair.backend_name, reason=report.error)
             self._later(key, delay, partial(self._again, key, slot))
@@ -173,11 +182,14 @@ class Turns(RunListener):
         pair, now = self._pairs.get(key), self._clock.now()
         if pair is None or pair.schedule is None or self._stop.requested or pair.schedule.next_after(slot) <= now:
             return
-        with suppress(SQLAlchemyError):
-            success = self._ledger.last_success().get(key)
-            if success is not None and success >= slot:
+        with self._turn(key) as is_ours:
+            if not is_ours:
                 return
-        self._attempt(key, slot)
+            with suppress(SQLAlchemyError):
+                success = self._ledger.last_success().get(key)
+                if success is not None and success >= slot:
+                    return
+            self._run(pair, slot)
 
     def _until_next_try(self, until: datetime) -> timedelta:
         left = until - self._clock.now()

@@ -256,7 +256,7 @@ def test_backends_go_and_come_back(tmp_path: Path, servers: Servers, postgres18_
 def test_two_daemons_and_cron_run_each_slot_once(
     tmp_path: Path, postgres18_url: str, fill_celery_table: Callable[..., None]
 ) -> None:
-    fill_celery_table(postgres18_url, 4000, due=0.5)
+    fill_celery_table(postgres18_url, 1000, due=0.5)
     text = SLOW_ARCHIVE.format(results=postgres18_url).replace("every 1h", "every 1s")
     policy = write_policy(tmp_path, text)
     with daemon(policy) as one, daemon(policy) as two:
@@ -266,13 +266,13 @@ def test_two_daemons_and_cron_run_each_slot_once(
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert once.returncode in (0, 75), once.stderr
-        eventually(lambda: archived(postgres18_url) == 2000)
+        eventually(lambda: archived(postgres18_url) == 500)
         slots = "SELECT count(*) FROM backendops_slots WHERE job = 'pool-health'"
         eventually(lambda: ledger(tmp_path, slots)[0][0] >= 4)
         assert one.stop() == 0
         assert two.stop() == 0
-    assert kept(postgres18_url) == 4000
-    assert ledger(tmp_path, "SELECT sum(rows) FROM backendops_runs WHERE job = 'archive'")[0][0] == 2000
+    assert kept(postgres18_url) == 1000
+    assert ledger(tmp_path, "SELECT sum(rows) FROM backendops_runs WHERE job = 'archive'")[0][0] == 500
     probes = "SELECT count(*) FROM backendops_runs WHERE job = 'pool-health' AND trigger = 'schedule'"
     assert ledger(tmp_path, probes) == ledger(tmp_path, slots)
     by_process = ledger(tmp_path, "SELECT count(DISTINCT pid) FROM backendops_runs WHERE trigger = 'schedule'")

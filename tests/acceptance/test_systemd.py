@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import site
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from tests.acceptance.daemon import COMMAND, eventually
@@ -161,7 +161,7 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
     command.parent.mkdir(parents=True)
     command.write_text(WRAPPER.format(python=f"python{sys.version_info.major}.{sys.version_info.minor}"))
     command.chmod(0o755)
-    packages = next(folder for folder in site.getsitepackages() if Path(folder, "click").exists())
+    packages = Path(click.__file__).parent.parent
     places = [
         f"{sys.base_prefix}=/opt/python",
         f"{packages}=/opt/packages",

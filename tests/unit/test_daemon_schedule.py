@@ -346,6 +346,10 @@ def test_a_pair_has_one_turn_at_a_time(bench: Bench) -> None:
     first.join(10)
     assert bench.outcomes == ["completed"]
     assert not bench.turns.busy
+    other = Bench(bench.ledger, bench.clock)
+    other.load(Work(steps=1), "every 10m")
+    other.turns.due(KEY)
+    assert bench.outcomes == ["completed"] * 2, "the slot that it had no time for was not claimed"
 
 
 def policy_of(*pairs: Pair) -> Policy:
