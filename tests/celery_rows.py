@@ -255,7 +255,7 @@ _FILL = {
         """,
         """
         INSERT INTO celery_tasksetmeta (id, taskset_id, result, date_done)
-        SELECT nextval('taskset_id_sequence'), gen_random_uuid()::text, convert_to('[]', 'UTF8'),
+        SELECT nextval('taskset_id_sequence'), gen_random_uuid()::text, convert_to('[["empty", null], []]', 'UTF8'),
                CASE WHEN n < :due_groups
                     THEN CAST(:due_from AS timestamp) + n * :due_step * interval '1 second'
                     ELSE CAST(:young_from AS timestamp) END
@@ -288,7 +288,7 @@ _FILL = {
         """
         WITH RECURSIVE series (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM series WHERE n + 1 < :groups)
         INSERT INTO celery_tasksetmeta (taskset_id, result, date_done)
-        SELECT lower(hex(randomblob(16))), CAST('[]' AS BLOB),
+        SELECT lower(hex(randomblob(16))), CAST('[["empty", null], []]' AS BLOB),
                CASE WHEN n < :due_groups
                     THEN strftime('%Y-%m-%d %H:%M:%f', :due_from, (n * :due_step) || ' seconds') || '000'
                     ELSE :young_from END

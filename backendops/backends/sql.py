@@ -11,9 +11,22 @@ from sqlalchemy.exc import ArgumentError
 
 from backendops.contracts.backend import Backend
 from backendops.contracts.masking import mask
+from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Limits, NoWatermarks, Watermarks
 
 _LAST_PORT: Final = 65535
+# Of so many results one has a name where result_extended is on: rows from before it was are soon outnumbered.
+SAMPLE: Final = 100
+
+
+def nothing_named(table: str, word: str, rows: int) -> Finding:
+    """What to say where rules go by `task` or `queue`, and none of the newest results has one."""
+    return Finding(
+        Severity.WARNING,
+        f"retention.no-{word}",
+        f"rules go by {word}, but none of the last {rows:,} results of {table} has one: no such rule matches any",
+        "set result_extended = True in the Celery application; results from then on have their task and queue",
+    )
 
 
 class Tables(BaseModel):

@@ -32,6 +32,10 @@ class CanExpire(ABC):
     def expire(self, due: Retention, pace: Pace) -> Steps: ...
 
 
+class CanKeepNewest(ABC):  # noqa: B024 - a mark beside CanExpire, whose methods do it
+    """Does it know the order in which results finished, so that `Retention.keep_newest` can be kept?"""
+
+
 @dataclass(frozen=True, slots=True)
 class ArchivePlan:
     """Where archived results go. Names are templates: `{table}` stands for the live table's name."""
@@ -49,6 +53,16 @@ class CanArchive(ABC):
 
     @abstractmethod
     def archive(self, due: Retention, plan: ArchivePlan, pace: Pace) -> Steps: ...
+
+
+class CanMoveStuck(ABC):
+    """Can it prove that an unfinished result was not written for a long time, and archive it with a mark?"""
+
+    @abstractmethod
+    def preview_stuck(self, stuck_after: timedelta, plan: ArchivePlan) -> Preview: ...
+
+    @abstractmethod
+    def move_stuck(self, stuck_after: timedelta, plan: ArchivePlan, pace: Pace) -> Steps: ...
 
 
 @dataclass(frozen=True, slots=True)

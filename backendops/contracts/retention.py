@@ -6,13 +6,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
+from typing import Final
+
+# A group that Celery stored pickled cannot be asked for its members. A task that is retried over a weekend is done
+# within a week of it.
+GROUP_MARGIN: Final = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """Results that match are due before `cutoff`; None keeps them for ever.
 
-    `task` and `queue` are patterns with `*` and `?`; a pattern left None matches every result.
+    `task` and `queue` are patterns with `*` and `?`; a pattern left None matches every result, one that is given
+    none whose task or queue is not known.
     """
 
     cutoff: datetime | None
@@ -24,8 +30,8 @@ class Rule:
         """Does this rule decide about such a result?"""
         return (
             (self.state is None or self.state == state)
-            and (self.task is None or fnmatchcase(task or "", self.task))
-            and (self.queue is None or fnmatchcase(queue or "", self.queue))
+            and (self.task is None or (task is not None and fnmatchcase(task, self.task)))
+            and (self.queue is None or (queue is not None and fnmatchcase(queue, self.queue)))
         )
 
 
@@ -50,6 +56,10 @@ class Retention:
     cutoff: datetime | None
     rules: tuple[Rule, ...] = ()
     keys: KeyRules = KeyRules()
+    keep_newest: int = 0
+    """So many of a table's newest finished results stay, whatever their age."""
+    group_margin: timedelta = GROUP_MARGIN
+    """How much longer a group is kept whose members cannot be read."""
 
     def cutoff_of(self, state: str | None, task: str | None = None, queue: str | None = None) -> datetime | None:
         """The moment before which such a result is due; None where it is kept for ever."""
@@ -57,6 +67,16 @@ class Retention:
             if rule.matches(state, task, queue):
                 return rule.cutoff
         return self.cutoff
+
+    @property
+    def by_task(self) -> bool:
+        """Does a rule ask for the name of the task?"""
+        return any(rule.task is not None for rule in self.rules)
+
+    @property
+    def by_queue(self) -> bool:
+        """Does a rule ask for the queue?"""
+        return any(rule.queue is not None for rule in self.rules)
 
     def cutoffs(self) -> Iterator[datetime]:
         """Every cutoff there is."""

@@ -6,22 +6,15 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import CanExpire
 from backendops.contracts.job import Job
-from backendops.contracts.retention import KeyRules, Retention, Rule
+from backendops.contracts.retention import GROUP_MARGIN, KeyRules, Retention, Rule
 from backendops.contracts.run import Pace, Preview, Steps
-from backendops.contracts.units import FixedDuration, Forever, Keep
-
-# The length of Celery's own status column (celery/backends/database/models.py).
-State = Annotated[str, StringConstraints(min_length=1, max_length=50)]
-
-
-def cutoff(now: datetime, keep: Keep) -> datetime | None:
-    """The moment before which results kept for `keep` are due; None for ever."""
-    return None if isinstance(keep, Forever) else now - keep
+from backendops.contracts.units import FixedDuration, Keep
+from backendops.jobs.rules import KeepRule, State, cutoff, keep_rules, keeps_of
 
 
 class RedisRules(BaseModel):
@@ -67,15 +60,36 @@ class Expire(Job):
         default_factory=dict,
         description="Other times for some states, such as {FAILURE: 90d}.",
     )
+    rules: list[KeepRule] = Field(
+        default_factory=list,
+        description="Other times by task, queue and state, such as {task: reports.*, keep: 90d} or {queue: bulk, "
+        "keep: 1d}: the first that matches decides, before keep_by_state and keep.",
+    )
+    keep_newest: Annotated[int, Field(ge=1, le=1_000_000)] | None = Field(
+        None,
+        description="So many of the newest finished results of each table stay, whatever their age; not on Redis.",
+        examples=[1000],
+    )
+    group_margin: FixedDuration = Field(
+        GROUP_MARGIN,
+        description="How much longer than `keep` a saved group stays whose members cannot be read (it is pickled).",
+    )
     redis: RedisRules = Field(RedisRules(), description="What is done on Redis only.")
 
     def keeps(self) -> Mapping[str, Keep]:
-        return {"keep": self.keep, **{f"keep_by_state.{state}": keep for state, keep in self.keep_by_state.items()}}
+        by_state = {f"keep_by_state.{state}": keep for state, keep in self.keep_by_state.items()}
+        return {"keep": self.keep, **by_state, **keeps_of(self.rules)}
 
     def retention(self, now: datetime) -> Retention:
         """The cutoffs of a run that starts at `now`."""
         by_state = (Rule(cutoff(now, keep), state=state) for state, keep in self.keep_by_state.items())
-        return Retention(cutoff(now, self.keep), tuple(by_state), keys=self.redis.at(now))
+        return Retention(
+            cutoff(now, self.keep),
+            (*keep_rules(self.rules, now), *by_state),
+            keys=self.redis.at(now),
+            keep_newest=self.keep_newest or 0,
+            group_margin=self.group_margin,
+        )
 
     def preview(self, backend: CanExpire, now: datetime) -> Preview:
         return backend.preview_expire(self.retention(now))

@@ -145,12 +145,15 @@ def _fields(model: type[BaseModel]) -> Mapping[str, FieldInfo]:
 
 
 def _models(field: FieldInfo) -> list[type[BaseModel]]:
-    return [kind for kind in _types(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    inside = (get_args(kind)[0] if get_origin(kind) is list else kind for kind in _types(field.annotation))
+    return [kind for kind in inside if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def _nested(model: type[BaseModel], keys: Iterable[str | int]) -> type[BaseModel] | None:
     """The model that stands under these keys, where there is one."""
     for key in keys:
+        if isinstance(key, int):
+            continue  # of a list, whose entries are of one model
         field = _fields(model).get(str(key))
         models = _models(field) if field else []
         if not models:
@@ -218,7 +221,8 @@ class _Binding:
             elif time in types and data is not None and not isinstance(data, str):
                 self._tell(entry.value.place, f"{key!r} must be {_MUST_BE['time_type']} (it is {described(data)})")
             for nested in _models(field):
-                self.refuse_odd_types(nested, entry.value)
+                for each in entry.value.data if isinstance(entry.value.data, list) else [entry.value]:
+                    self.refuse_odd_types(nested, each)
 
     def report(self, details: list[ErrorDetails]) -> None:
         """Unknown keys first, as one may be a slip for a missing key; then the deepest of a union's complaints."""

@@ -110,7 +110,7 @@ class _Loading:
             secrets=frozenset(secrets_in(self._document)),
         )
 
-    def _place(self, *keys: str) -> Place:
+    def _place(self, *keys: str | int) -> Place:
         """Of the key's value, or of the nearest one around it."""
         for depth in range(len(keys), 0, -1):
             if (found := self._document.at(*keys[:depth])) is not None:

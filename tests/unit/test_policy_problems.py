@@ -266,6 +266,35 @@ JOBS = {
         "version: 1\nbackends: {cache: {url: redis://h}}\njobs:\n  §vacuum:\n",
         "job 'vacuum' has nowhere to run: none of the backends can do it",
     ),
+    "rule about nothing": (
+        HEAD + "  expire: {keep: 3d, rules: [§{keep: 9d}]}\n",
+        "'rules.0': a rule says which results it is about: task, queue or state",
+    ),
+    "rule's slip": (
+        HEAD + "  expire: {keep: 3d, rules: [{§taks: x, keep: 9d}]}\n",
+        "unknown key 'taks' in rules.0 of job 'expire', did you mean 'task'?",
+    ),
+    "rule without a time": (
+        HEAD + "  expire: {keep: 3d, rules: [§{task: x}]}\n",
+        "job 'expire' needs the key 'rules.0.keep': How long these results stay",
+    ),
+    "rule's time": (
+        HEAD + "  archive: {older_than: 3d, rules: [{task: x, older_than: §5}]}\n",
+        "'rules.0.older_than': 5 is not a duration",
+    ),
+    "rule a word": (
+        HEAD + "  expire: {keep: 3d, rules: [§x]}\n",
+        "'rules.0' must be a mapping, such as {key: value}, not 'x'",
+    ),
+    "rules a mapping": (
+        HEAD + "  expire: {keep: 3d, rules: §{task: x, keep: 9d}}\n",
+        "'rules' must be a list",
+    ),
+    "none of the newest": (HEAD + "  expire: {keep: 3d, keep_newest: §0}\n", "'keep_newest' must be at least 1"),
+    "stuck too early": (
+        HEAD + "  archive: {older_than: 3d, stuck_after: §30m}\n",
+        "after 30m a task is hardly stuck: write an hour at least, such as 3d",
+    ),
     "schedule": (
         HEAD + "  vacuum: {schedule: §nightly}\n",
         "job 'vacuum': 'nightly' is not a schedule: write `every 15m`",
@@ -295,12 +324,20 @@ CHECKS = {
         "jobs 'archive' and 'partition' share 'results' but disagree about its archive: every is 'month' in one",
     ),
     "archive tables": (
-        HEAD + "  archive: {older_than: 7d, table: old}\n  partition: §{}\n",
-        "table is 'old' in one and '{table}_archive'",
+        HEAD + "  archive: {older_than: 7d, table: 'old_{table}'}\n  partition: §{}\n",
+        "table is 'old_{table}' in one and '{table}_archive'",
     ),
     "archive schemas": (
         HEAD + "  archive: {older_than: 7d}\n  partition: {schema: §old}\n",
         "schema is 'left out' in one and 'old' in the",
+    ),
+    "one archive for two tables": (
+        HEAD + "  archive: {older_than: 7d, table: §old}\n",
+        "'old' would be the one archive of celery_taskmeta and celery_tasksetmeta in 'results': write {table} in it",
+    ),
+    "one partitioned archive for two tables": (
+        HEAD + "  partition: {table: §old}\n",
+        "job 'partition': 'old' would be the one archive of celery_taskmeta and celery_tasksetmeta",
     ),
     "batch over statement": (
         HEAD + "  vacuum: {batch_time: §1m, statement_timeout: 30s}\n",
@@ -313,6 +350,45 @@ CHECKS = {
     "warning over critical": (
         HEAD + "  redis-memory: §{memory_warning: 0.99}\n",
         "job 'redis-memory': memory_warning is above memory_critical",
+    ),
+    "newest on Redis": (
+        HEAD + "  expire: {keep: 3d, keep_newest: §10}\n",
+        "job 'expire': keep_newest cannot be had on 'cache': a redis store keeps results in no order of time",
+    ),
+    "rule that never decides": (
+        HEAD + "  expire: {keep: 3d, rules: [{task: 'a.*', keep: 9d}, §{task: a.b, state: FAILURE, keep: 8d}]}\n",
+        "this never decides anything, as {task: a.*} in rules.0 comes first and matches every result of {task: a.b, ",
+    ),
+    "state that never decides": (
+        HEAD + "  expire: {keep: 3d, rules: [{state: FAILURE, keep: 9d}], keep_by_state: {FAILURE: §8d}}\n",
+        "this never decides anything, as {state: FAILURE} in rules.0 comes first",
+    ),
+    "gone by rule": (
+        HEAD + "  expire: {keep: 9d, rules: [{queue: bulk, keep: §1d}]}\n  archive: {older_than: 7d}\n",
+        "job 'expire' removes results of queue: bulk from 'results' after 1d, before 'archive' archives them (1w): "
+        "make it longer, or say in its rules that they are archived earlier, or never (older_than: forever)",
+    ),
+    "gone before archived by rule": (
+        HEAD + "  expire: {keep: §9d}\n  archive: {older_than: 7d, rules: [{task: a, older_than: 20d}]}\n",
+        "job 'expire' removes results from 'results' after 9d, before 'archive' archives {task: a} (20d)",
+    ),
+    "gone by Celery before a rule": (
+        HEAD.replace("/d}", "/d, result_expires: §9d}")
+        + "  archive: {older_than: 7d, rules: [{task: a, older_than: 20d}]}\n",
+        "Celery removes results from 'results' after 9d, before 'archive' archives {task: a} (20d)",
+    ),
+    "state in a rule": (
+        HEAD + "  expire: {keep: 3d, rules: [{state: §failure, keep: 9d}]}\n",
+        "unknown state 'failure', did you mean FAILURE?",
+    ),
+    "stuck on SQLite": (
+        HEAD.replace("jobs:", "  local: {url: 'db+sqlite:////x'}\njobs:")
+        + "  archive: {older_than: 7d, stuck_after: §3d, backend: local}\n",
+        "stuck_after cannot be had on 'local': a sqlite store does not say when an unfinished row was last written",
+    ),
+    "stuck in files": (
+        HEAD + "  archive: {older_than: 7d, stuck_after: §3d, backend: results, to: {files: /srv/archive}}\n",
+        "stuck_after is for an archive in the same database",
     ),
     "state in lower case": (
         HEAD + "  expire: {keep: 3d, keep_by_state: {failure: §9d}}\n",

@@ -80,7 +80,8 @@ VALUES = {
     "size": "10", "latest": "'2026-01-01'", "cutoff": "'2026-01-01'", "since": "'2026-01-01'", "every": "'month'",
     "name": "'celery_taskmeta'", "schema": "'public'", "oid": "1", "column": "'date_done'", "comment": "'text'",
     "start": "'2026-11-01'", "task": "'celery_taskmeta'", "task_schema": "'public'", "group": "'celery_tasksetmeta'",
-    "group_schema": "NULL", "ignored": "'{}'",
+    "group_schema": "NULL", "keep": "10", "rows": "10", "page": "10", "ids": "'{1}'", "margin": "'2026-01-01'",
+    "last_id": "0", "ignored": "'{}'",
 }  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def test_expire_archive_and_walk_run_in_psql_as_they_are(postgres18_url: str, ce
     """In one transaction, with values as an operator would give them; ids where a walk by id is meant."""
     celery_results(postgres18_url, 1)  # type: ignore[operator]
     script = ["\\set ON_ERROR_STOP on", *(f"\\set {name} {_psql(value)}" for name, value in VALUES.items()), "BEGIN;"]
-    for job in ("session", "lock", "standing", "tables", "archive_table", "expire", "archive"):
+    for job in ("session", "lock", "standing", "tables", "archive_table", "expire", "archive", "groups"):
         for name, statement in statements("postgres", job).items():
             if name == "make_read_only":
                 continue

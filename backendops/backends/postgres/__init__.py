@@ -21,6 +21,7 @@ from backendops.contracts.backend import Lock, Standing
 from backendops.contracts.capabilities import (
     CanArchive,
     CanExpire,
+    CanKeepNewest,
     CanPartition,
     CanReportPool,
     CanReportPressure,
@@ -40,6 +41,7 @@ class PostgresBackend(
     PressureOnPostgres,
     SqlBackend,
     CanExpire,
+    CanKeepNewest,
     CanArchive,
     CanHandOver,
     CanKeepArchive,

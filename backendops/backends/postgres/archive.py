@@ -82,7 +82,7 @@ class _Partitions:
             if self._archive.covers(first, last):
                 return
         target, every, zone = self._target, self._plan.every, self._session.zone
-        slots = {"live": target.live.slot, "by": walked_column(target.live), "due": target.due.sql}
+        slots = {"live": target.live.slot, "by": walked_column(target.live), "due": target.due.dated}
         values = {**target.due.values, **span.values, "zone": self._session.date_done_timezone, "every": every}
         with self._session.transaction() as connection:
             connection.execute(load("postgres", "session", "prefer_indexes"))

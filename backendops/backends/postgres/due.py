@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from backendops.backends.postgres.tables import LiveTable
@@ -17,30 +17,54 @@ class Due:
     """A condition on a live table, and the naive moment from which on no row can meet it."""
 
     sql: str
-    """In parentheses, with its values as binds; NULL date_done never meets it."""
+    """In parentheses, with its values as binds; NULL date_done never meets it. For groups it has one more: `settled`,
+    the ids of those whose members are known to be finished."""
+    dated: str
+    """The same by dates alone, also met by groups of whose members nothing is known yet."""
     values: dict[str, Any]
     latest: datetime
-    cutoff: datetime
-    """The same moment, aware."""
 
 
-def due_in(live: LiveTable, retention: Retention, zone: ZoneInfo) -> Due | None:
-    """What is due in `live`; None where everything in it is kept for ever."""
-    if live.holds == "group":
-        # A group has no state, task or queue: one cutoff decides about all of them.
-        cutoff = retention.cutoff_of(None)
-        retention = Retention(cutoff)
-    latest = retention.latest
-    if latest is None:
+# A group that is not JSON is never read. Only its first byte is looked at: 0x5b is [.
+_IS_JSON: Final = "coalesce(substring(result FROM 1 FOR 1) = decode('5b', 'hex'), false)"
+
+
+def due_in(live: LiveTable, retention: Retention, zone: ZoneInfo, newest: datetime | None = None) -> Due | None:
+    """What is due in `live`; None where everything in it is kept for ever.
+
+    `newest` is the naive moment from which on results are among those that are kept whatever their age.
+    """
+    values: dict[str, Any] = {}
+    # A group has no state, task or queue: one cutoff decides about all of them.
+    due = Retention(retention.cutoff) if live.holds == "group" else retention
+    if due.latest is None:
         return None
-    whens, values = [], {}
-    for number, rule in enumerate(retention.rules):
+    latest = naive(due.latest, zone)
+    date = f"date_done < {_limit(due, live, zone, values)}"
+    if newest is not None:
+        latest, values["newest"] = min(latest, newest), newest
+        date = f"{date} AND date_done < CAST(:newest AS timestamp)"
+    if live.holds == "task":
+        return Due(f"({date})", f"({date})", values, latest)
+    values["margin"] = naive(due.latest - retention.group_margin, zone)
+    is_json = _IS_JSON if live.has_column("result") else "false"
+    past_margin = f"NOT {is_json} AND date_done < CAST(:margin AS timestamp)"
+    return Due(
+        f"({date} AND (id = ANY (CAST(:settled AS bigint[])) OR {past_margin}))",
+        f"({date} AND ({is_json} OR {past_margin}))",
+        values,
+        latest,
+    )
+
+
+def _limit(due: Retention, live: LiveTable, zone: ZoneInfo, values: dict[str, Any]) -> str:
+    whens = []
+    for number, rule in enumerate(due.rules):
         condition, binds = _condition(rule, number, live)
         values.update(binds)
         whens.append(f"WHEN {condition} THEN {_cutoff(rule.cutoff, f'cutoff_{number}', zone, values)}")
-    otherwise = _cutoff(retention.cutoff, "cutoff", zone, values)
-    limit = f"CASE {' '.join(whens)} ELSE {otherwise} END" if whens else otherwise
-    return Due(f"(date_done < {limit})", values, naive(latest, zone), latest)
+    otherwise = _cutoff(due.cutoff, "cutoff", zone, values)
+    return f"CASE {' '.join(whens)} ELSE {otherwise} END" if whens else otherwise
 
 
 def naive(cutoff: datetime, zone: ZoneInfo) -> datetime:
@@ -71,8 +95,8 @@ def _condition(rule: Rule, number: int, live: LiveTable) -> tuple[str, dict[str,
     for bind, column, pattern in (("task", "name", rule.task), ("queue", "queue", rule.queue)):
         if pattern is None:
             continue
-        # A table from before result_extended has no such column: its rows have no name, as in Rule.matches.
-        value = f"coalesce({column}, '')" if live.has_column(column) else "''"
+        # Without result_extended a row has no name, and a table from before it no such column: no pattern matches.
+        value = column if live.has_column(column) else "CAST(NULL AS text)"
         conditions.append(f"{value} ~ :{bind}_{number}")
         values[f"{bind}_{number}"] = as_regular_expression(pattern)
     return " AND ".join(conditions) or "true", values

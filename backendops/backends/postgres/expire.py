@@ -6,12 +6,12 @@ from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.survey import Target
 from backendops.backends.postgres.sweep import preview_sweep, sweep
 from backendops.backends.postgres.walk import Deed
-from backendops.contracts.capabilities import CanExpire
+from backendops.contracts.capabilities import CanExpire, CanKeepNewest
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Preview, Steps
 
 
-class ExpireOnPostgres(PostgresSession, CanExpire):
+class ExpireOnPostgres(PostgresSession, CanExpire, CanKeepNewest):
     """Can remove old results."""
 
     def preview_expire(self, due: Retention) -> Preview:

@@ -111,6 +111,7 @@ class _Reading:
         self._pace = pace
         self._by = walked_column(target.live)
         self._due = target.due
+        self._members = target.members
         self._slots = {
             "live": target.live.slot,
             "by": self._by,
@@ -152,9 +153,14 @@ class _Reading:
             end = connection.execute(
                 load("postgres", "handover", "find_end", self._slots), {**place, "size": size}
             ).one_or_none()
-            if end is None:
-                return (), None
-            values = {**self._due.values, **place, "high": end.by, "last": end.id}
+        if end is None:
+            return (), None
+        values = {**self._due.values, **place, "high": end.by, "last": end.id}
+        if self._members is not None:
+            within = f"(({self._by}, id) > (:low, :after) AND ({self._by}, id) <= (:high, :last))"
+            values["settled"] = self._members.settled(within, {**place, "high": end.by, "last": end.id})
+        with self._session.transaction() as connection:
+            connection.execute(load("postgres", "session", "prefer_indexes"))
             found = connection.execute(
                 load("postgres", "handover", "read_due", self._slots),
                 {**values, "zone": self._session.date_done_timezone},

@@ -10,7 +10,9 @@ from typing import Final
 
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.due import Due, due_in
+from backendops.backends.postgres.groups import Members
 from backendops.backends.postgres.tables import LiveTable, find_tables
+from backendops.backends.sql import SAMPLE, nothing_named
 from backendops.backends.sql_files import load
 from backendops.contracts import metrics
 from backendops.contracts.errors import BackendBusy
@@ -29,6 +31,8 @@ class Target:
 
     live: LiveTable
     due: Due
+    members: Members | None = None
+    """Of a table of groups: what says which of the due ones may go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +48,69 @@ def survey(session: PostgresSession, retention: Retention) -> tuple[tuple[Target
     """The tables in which something can be due; and findings about names that lead nowhere."""
     with session.transaction(read_only=True) as connection:
         found = find_tables(session, connection)
-    dues = ((live, due_in(live, retention, session.zone)) for live in found.tables)
-    return tuple(Target(live, due) for live, due in dues if due is not None), found.missing
+    tasks = next((live for live in found.tables if live.holds == "task"), None)
+    targets = (_target(session, live, tasks, retention) for live in found.tables)
+    nameless = _nameless(session, tasks, retention) if tasks is not None else ()
+    return tuple(target for target in targets if target is not None), found.missing + nameless
+
+
+def _target(session: PostgresSession, live: LiveTable, tasks: LiveTable | None, retention: Retention) -> Target | None:
+    newest = None
+    if retention.keep_newest:
+        newest = _newest_kept(session, live, retention.keep_newest)
+        if newest is None:
+            return None
+    due = due_in(live, retention, session.zone, newest)
+    if due is None:
+        return None
+    return Target(live, due, Members(session, live, tasks, due) if live.holds == "group" else None)
+
+
+def _newest_kept(session: PostgresSession, live: LiveTable, keep: int) -> datetime | None:
+    """The date of the last one that is kept for being among the newest; None where there are no more than those."""
+    statement = "find_newest_by_date" if live.date_indexed else "find_newest_by_id"
+    # A retried task has a date by an accident of Celery's; groups have no state.
+    finished = "(status IS DISTINCT FROM 'RETRY')" if live.holds == "task" else "(true)"
+    slots = {"live": live.slot, "finished": finished}
+    with session.transaction(read_only=True) as connection:
+        connection.execute(load("postgres", "session", "prefer_indexes"))
+        found = connection.execute(load("postgres", "walk", statement, slots), {"keep": keep}).scalar_one_or_none()
+    assert found is None or isinstance(found, datetime)  # noqa: S101 - the column's type
+    return found
+
+
+def _nameless(session: PostgresSession, tasks: LiveTable, retention: Retention) -> tuple[Finding, ...]:
+    """A finding where rules ask for what Celery does not store."""
+    asked = [
+        (word, column)
+        for word, column, does in (("task", "name", retention.by_task), ("queue", "queue", retention.by_queue))
+        if does
+    ]
+    if not asked:
+        return ()
+    columns = {column: column if tasks.has_column(column) else "(NULL)" for column in ("name", "queue")}
+    slots = {"live": tasks.slot, **columns}
+    with session.transaction(read_only=True) as connection:
+        connection.execute(load("postgres", "session", "prefer_indexes"))
+        row = connection.execute(load("postgres", "walk", "sample_names", slots), {"rows": SAMPLE}).one()
+    return tuple(
+        nothing_named(tasks.sql_name, word, row.rows)
+        for word, column in asked
+        if row.rows and not getattr(row, f"{column}s")
+    )
 
 
 def count_due(session: PostgresSession, target: Target, budget: timedelta) -> Counted:
     """Count what is due within `budget`; the planner's estimate where that is not enough."""
-    slots = {"live": target.live.slot, "due": target.due.sql}
+    dated = _count_dated(session, target, budget)
+    if target.members is None or not dated.rows:
+        return dated
+    held, is_all = target.members.held(budget)
+    return Counted(max(dated.rows - held, 0), dated.oldest, dated.exact and is_all)
+
+
+def _count_dated(session: PostgresSession, target: Target, budget: timedelta) -> Counted:
+    slots = {"live": target.live.slot, "due": target.due.dated}
     values = {**target.due.values, "latest": target.due.latest, "zone": session.date_done_timezone}
     try:
         with session.transaction(read_only=True, statement_timeout=budget) as connection:

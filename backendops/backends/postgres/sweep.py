@@ -34,7 +34,7 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
     locked = 0
     emptied: dict[LiveTable, datetime | None] = {}
     for target, deed in deeds:
-        walk = Walk(session, target.live, target.due, deed, pace)
+        walk = Walk(session, target, deed, pace)
         for taken in walk.batches():
             locked += taken.locked
             left = f"; {taken.locked:,} that other sessions hold are left for the next run" if taken.locked else ""
@@ -56,7 +56,7 @@ def preview_sweep(
     about = "" if all(count.exact for count in counts) else "about "
     cutoff = retention.latest
     if not targets:
-        said = "; ".join(finding.sentence for finding in findings) or "every result is kept for ever"
+        said = "; ".join(finding.sentence for finding in findings) or "every result is kept"
         return Preview(f"nothing to do: {said}", cutoff=cutoff, findings=findings)
     tables = " and ".join(target.live.sql_name for target in targets)
     return Preview(

@@ -12,7 +12,6 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
-from backendops.backends.postgres.due import Due
 from backendops.backends.postgres.errors import (
     CHECK_VIOLATION,
     DEADLOCK,
@@ -22,6 +21,7 @@ from backendops.backends.postgres.errors import (
     code_of,
 )
 from backendops.backends.postgres.passes import Pass
+from backendops.backends.postgres.survey import Target
 from backendops.backends.postgres.tables import LiveTable
 from backendops.backends.sql_files import load
 from backendops.contracts.errors import BackendBusy, BackendError
@@ -89,10 +89,13 @@ class Deed:
 class Walk:
     """One pass over one live table: by date_done where an index leads on it, else by id."""
 
-    def __init__(self, session: PostgresSession, live: LiveTable, due: Due, deed: Deed, pace: Pace) -> None:
+    def __init__(self, session: PostgresSession, target: Target, deed: Deed, pace: Pace) -> None:
+        live, due = target.live, target.due
         self.by = walked_column(live)
         self._session = session
         self._due = due
+        self._members = target.members
+        self._settled: Mapping[str, list[int]] = {}
         self._deed = deed
         self._pace = pace
         self._pass = Pass(session.watermarks, live, due, deed.job)
@@ -146,6 +149,7 @@ class Walk:
                 span = self._span(low, end, size)
                 prepared = monotonic()
                 self._deed.prepare(span, failed_check)
+                self._ask_members(span)
                 began += monotonic() - prepared
                 taken, is_done = self._take(span)
             except BackendError as error:
@@ -185,8 +189,13 @@ class Walk:
             following = connection.execute(load("postgres", "walk", "find_next", self._slots), values).scalar_one()
             return Span(low, end if following is None else following, size, full=True, crowded=True)
 
+    def _ask_members(self, span: Span) -> None:
+        if self._members is not None:
+            within = f"({self.by} >= :low AND {self.by} < :high)"
+            self._settled = {"settled": self._members.settled(within, span.values, most=span.size)}
+
     def _take(self, span: Span) -> tuple[Taken, bool]:
-        values = {**self._due.values, **self._deed.values, **span.values}
+        values = {**self._due.values, **self._settled, **self._deed.values, **span.values}
         if not span.crowded:
             try:
                 with self._transaction(LOCK_PATIENCE) as connection:

@@ -20,7 +20,8 @@ from backendops.backends.sqlite.connection import File, opened
 from backendops.backends.sqlite.date_done import DateDone
 from backendops.backends.sqlite.errors import translated
 from backendops.backends.sqlite.lock import FileLock, file_lock
-from backendops.backends.sqlite.removal import Removal, Search
+from backendops.backends.sqlite.removal import Removal
+from backendops.backends.sqlite.search import nameless, searches
 from backendops.backends.sqlite.space import Vacuuming, space_of
 from backendops.backends.sqlite.sweep import Sweep
 from backendops.backends.sqlite.tables import LiveTable, find_tables
@@ -29,6 +30,7 @@ from backendops.contracts.capabilities import (
     ArchivePlan,
     CanArchive,
     CanExpire,
+    CanKeepNewest,
     CanReportPool,
     CanVacuum,
     PoolReport,
@@ -39,7 +41,7 @@ from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits, Pace, Preview, Steps, Watermarks
 
 
-class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool):
+class SqliteBackend(SqlBackend, CanExpire, CanKeepNewest, CanArchive, CanVacuum, CanReportPool):
     """A file that Celery on the same host writes results to."""
 
     kind: ClassVar[str] = "sqlite"
@@ -133,17 +135,19 @@ class SqliteBackend(SqlBackend, CanExpire, CanArchive, CanVacuum, CanReportPool)
         yield from self._sweep(due, plan).run(pace)
 
     def _sweep(self, due: Retention, plan: ArchivePlan | None) -> Sweep:
-        tables, missing = self._live_tables()
+        tables, findings = self._live_tables()
+        connection = self._opened.connection
         with translated(self.path):
             removals = tuple(
                 Removal(
                     self._opened,
-                    Search(table, due, self._clock),
-                    archive_table(self._opened.connection, table, self.table_names(), plan) if plan else None,
+                    search,
+                    archive_table(connection, search.table, self.table_names(), plan) if plan else None,
                 )
-                for table in tables
+                for search in searches(connection, tables, due, self._clock)
             )
-        return Sweep(self._opened, self._clock, due, removals, missing)
+            findings += nameless(connection, tables, due)
+        return Sweep(self._opened, self._clock, due, removals, findings)
 
     def _vacuuming(self, plan: VacuumPlan) -> Vacuuming:
         tables = tuple(table.name for table in self._live_tables()[0])

@@ -8,29 +8,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
-
-from sqlalchemy import Connection, Row
+from typing import Final
 
 from backendops.backends.sql_files import fill, load, statements
 from backendops.backends.sqlite.archive_table import ArchiveTable
 from backendops.backends.sqlite.connection import File
-from backendops.backends.sqlite.date_done import DateDone
 from backendops.backends.sqlite.errors import translated
-from backendops.backends.sqlite.tables import LiveTable
+from backendops.backends.sqlite.search import Due, Search
 from backendops.contracts.errors import BackendBusy, BackendError
-from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Step, Steps
 
-# A reader keeps a writer without a write-ahead log from committing: 50 ms are below what its busy handler sleeps.
-LOOK_TIME: Final = 0.05
-# What is read within that time on any machine, and few enough to hold in memory.
-LOOK_ROWS: Final = 10_000
-# Rows between two looks at the clock.
-CHUNK: Final = 200
 # The longest sleep of SQLite's busy handler (sqliteDefaultBusyCallback): who waits will have looked by then.
 FREE_FOR: Final = 0.1
 # Every writer waits while a batch holds the lock, on no other backend: so it holds it shorter than batches may take.
@@ -46,81 +36,6 @@ _SQL: Final = "remove"
 
 def _sql(name: str, slots: Mapping[str, str]) -> str:
     return fill(statements("sqlite", _SQL)[name], slots)
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """A row that is due."""
-
-    id: int
-    done_at: datetime
-
-
-@dataclass(slots=True)
-class Search:
-    """One pass over a table, oldest first where date_done has an index, else by id."""
-
-    table: LiveTable
-    due: Retention
-    clock: DateDone
-    unreadable: int = 0
-    finished: bool = False
-    _after_id: int = field(default=-(2**63), init=False)
-    _after_date: str = field(default="", init=False)
-
-    @property
-    def statement(self) -> str:
-        return "look_by_date" if self.table.date_done_index else "look_by_id"
-
-    @property
-    def slots(self) -> dict[str, str]:
-        """Reading name and queue costs the pages of the payload before them: only where a rule asks."""
-        return self.table.slots(
-            by_task=any(rule.task is not None for rule in self.due.rules),
-            by_queue=any(rule.queue is not None for rule in self.due.rules),
-        )
-
-    def looks(self, connection: Connection) -> Iterator[list[Due]]:
-        """The due rows of one piece of the table after another; between two of them no lock is held."""
-        while not self.finished and self.due.latest is not None:
-            yield self._look(connection, self.clock.before(self.due.latest))
-
-    def _look(self, connection: Connection, latest: str) -> list[Due]:
-        until = time.monotonic() + LOOK_TIME
-        values = {
-            "after_date": self._after_date, "after_id": self._after_id, "latest": latest, "rows": LOOK_ROWS,
-        }  # fmt: skip
-        found: list[Due] = []
-        looked = 0
-        rows = connection.execute(load("sqlite", _SQL, self.statement, self.slots), values)
-        for chunk in rows.partitions(CHUNK):
-            looked += len(chunk)
-            self._after_id, self._after_date = chunk[-1][0], chunk[-1][1]
-            found += self._due_of(chunk)
-            if time.monotonic() > until:
-                rows.close()
-                return found
-        self.finished = looked < LOOK_ROWS
-        return found
-
-    def still_due(self, connection: Connection, batch: list[Due]) -> list[Due]:
-        """Those of a batch that nothing has changed since; asked under the write lock."""
-        statement = load("sqlite", _SQL, "look_again", self.slots)
-        return self._due_of(connection.execute(statement, {"ids": json.dumps([row.id for row in batch])}).all())
-
-    def _due_of(self, rows: Sequence[Row[Any, Any, Any, Any, Any]]) -> list[Due]:
-        found = []
-        for id_, date_done, status, task, queue in rows:
-            if date_done is None:
-                continue
-            moment = self.clock.read(date_done, status)
-            if moment is None:
-                self.unreadable += 1
-                continue
-            cutoff = self.due.cutoff_of(status, task, queue)
-            if cutoff is not None and moment.latest < cutoff:
-                found.append(Due(id_, moment.likely))
-        return found
 
 
 @dataclass(frozen=True, slots=True)

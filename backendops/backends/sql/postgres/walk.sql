@@ -52,3 +52,33 @@ WHERE date_done < :latest AND /* due */ (date_done < :cutoff);
 SELECT extract(epoch FROM now() - min(date_done) AT TIME ZONE :zone)::float8
 FROM /* live */ celery_taskmeta
 WHERE date_done >= :since;
+
+-- name: find_newest_by_date
+-- The last one of those that are kept whatever their age: from the end of the index, so many entries.
+SELECT date_done
+FROM /* live */ celery_taskmeta
+WHERE date_done IS NOT NULL AND /* finished */ (status IS DISTINCT FROM 'RETRY')
+ORDER BY date_done DESC
+OFFSET :keep - 1 LIMIT 1;
+
+-- name: find_newest_by_id
+-- Without an index on date_done the oldest of the last so many ids: at least as many finished since. Ids follow time, so
+-- hardly more are kept.
+SELECT CASE WHEN count(*) = :keep THEN min(date_done) END
+FROM (
+    SELECT date_done
+    FROM /* live */ celery_taskmeta
+    WHERE date_done IS NOT NULL AND /* finished */ (status IS DISTINCT FROM 'RETRY')
+    ORDER BY id DESC
+    LIMIT :keep
+) AS newest;
+
+-- name: sample_names
+-- Whether Celery stores what rules ask for: only with result_extended. Rows that began lately stand for all.
+SELECT count(*) AS rows, count(/* name */ name) AS names, count(/* queue */ queue) AS queues
+FROM (
+    SELECT * FROM /* live */ celery_taskmeta
+    WHERE date_done IS NOT NULL
+    ORDER BY id DESC
+    LIMIT :rows
+) AS newest;

@@ -51,3 +51,30 @@ FROM /* live */ celery_taskmeta
 WHERE date_done > ''
 ORDER BY id
 LIMIT 1;
+
+-- name: newest_by_date
+-- What stays for being among the newest, from the end of the index.
+SELECT date_done, id, /* status */ status
+FROM /* live */ celery_taskmeta
+WHERE date_done > '' AND (date_done, id) < (:before_date, :before_id)
+ORDER BY date_done DESC, id DESC
+LIMIT :rows;
+
+-- name: newest_by_id
+-- The same without an index on date_done: ids follow time.
+SELECT date_done, id, /* status */ status
+FROM /* live */ celery_taskmeta
+WHERE id < :before_id
+ORDER BY id DESC
+LIMIT :rows;
+
+-- name: sample_names
+-- Whether Celery stores what rules ask for: only with result_extended.
+SELECT count(*) AS rows, count(name) AS names, count(queue) AS queues
+FROM (
+    SELECT /* task */ name AS name, /* queue */ queue AS queue
+    FROM /* live */ celery_taskmeta
+    WHERE date_done > ''
+    ORDER BY id DESC
+    LIMIT :rows
+);
