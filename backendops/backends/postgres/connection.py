@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any, ClassVar, Final, Self
 
 import psycopg2
 from pydantic import PrivateAttr, SecretStr, field_validator
-from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
+from backendops.backends.postgres.deadline import answers_within
 from backendops.backends.postgres.errors import driver_errors
 from backendops.backends.sql import SqlBackend
 from backendops.backends.sql_files import load
-from backendops.contracts.errors import BackendBusy
+from backendops.contracts.errors import BackendBusy, BackendUnreachable
 from backendops.contracts.run import Limits, Watermarks
 
 APPLICATION_NAME: Final = "backendops"
@@ -68,13 +69,39 @@ class PostgresSession(SqlBackend):
         opened._interrupted = threading.Event()
         opened._engine = self.make_engine(limits)
         try:
-            with driver_errors(self.display_url):
+            with driver_errors(self.display_url), self._first_answer(opened._engine, limits.connect_timeout):
                 opened._connection = opened._engine.connect()
             yield opened
         finally:
             if opened._connection is not None:
                 opened._connection.close()
             opened._engine.dispose()
+
+    @contextmanager
+    def _first_answer(self, engine: Engine, limit: timedelta) -> Iterator[None]:
+        """Give up on a pooler that takes the connection while the server behind it is gone.
+
+        SQLAlchemy asks for the server's version first, with no limit but the pooler's: PgBouncer's is two minutes.
+        """
+        with ExitStack() as held:
+            expired: list[threading.Event] = []
+
+            @event.listens_for(engine, "connect", insert=True)
+            def begin(raw: Any, record: object) -> None:  # noqa: ARG001 - the shape that SQLAlchemy calls
+                if not expired:
+                    expired.append(held.enter_context(answers_within(raw.fileno(), limit.total_seconds())))
+
+            try:
+                yield
+            except DBAPIError as error:
+                if not (expired and expired[0].is_set()):
+                    raise
+                raise BackendUnreachable(
+                    f"{self.display_url} took the connection, then gave no answer in {limit.total_seconds():.0f} s",
+                    "is it a pooler whose server is gone, or whose pool is full? See SHOW POOLS of PgBouncer",
+                ) from error
+            finally:
+                event.remove(engine, "connect", begin)
 
     @property
     def limits(self) -> Limits:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+from urllib.parse import unquote
 
 import psycopg2
 from sqlalchemy.exc import DBAPIError
@@ -31,11 +32,45 @@ _BUSY: Final = {
     "55006": "an object is in use by another session",
 }
 _LOST: Final = {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
-# Before a session is there the driver has no code to give, only the server's words.
-_LOGIN_REFUSED: Final = re.compile(
-    r"authentication failed|no pg_hba\.conf entry|does not exist|not permitted to log in|no password supplied"
-    r"|permission denied for database|certificate|SSL",
-    re.IGNORECASE,
+# Before a session is there the driver has no code to give, only the server's words or libpq's. A TLS connection that
+# breaks says SSL too; of the others the first that fits has the way out.
+_LOST_AT_LOGIN: Final = re.compile(r"SSL SYSCALL error|closed (the connection )?unexpectedly|timeout expired")
+_LOGIN_REFUSED: Final = tuple(
+    (re.compile(pattern, re.IGNORECASE), way_out)
+    for pattern, way_out in (
+        (
+            r"group or world access|permissions should be",
+            "the file that sslkey of the URL names must be readable by its owner alone: chmod 0600",
+        ),
+        (
+            r"root certificate file|certificate verify failed",
+            "sslrootcert of the URL must name the certificate of the authority that signed the server's",
+        ),
+        (
+            r"does not match host name",
+            "the URL must name the server as its certificate does; `hostaddr=` in the URL says where it is",
+        ),
+        (
+            r"client certificate|certificate authentication failed|alert (unknown ca|certificate required|bad cert"
+            r"|decrypt error)",
+            "the server wants a certificate of this role's that it trusts: `sslcert=` and `sslkey=` in the URL",
+        ),
+        (
+            r"certificate file|private key file|could not load .*(certificate|key)",
+            "sslcert and sslkey of the URL must be files that backendops may read, and that belong to each other",
+        ),
+        (r"does not support SSL", "switch `ssl` on in the server, or choose another sslmode in the URL"),
+        (r"no encryption|SSL off", "the server takes this login over TLS only: `sslmode=verify-full` in the URL"),
+        (
+            r"unsupported startup parameter",
+            "take the options out of the URL: a pooler refuses them, and backendops needs none",
+        ),
+        (
+            r"authentication failed|no pg_hba\.conf entry|does not exist|no such database|not permitted to log in"
+            r"|no password supplied|certificate|SSL",
+            "check user, password, database name and TLS settings of the URL",
+        ),
+    )
 )
 
 
@@ -69,27 +104,42 @@ def translated(error: BaseException | None, where: str, lost: bool = False) -> B
     if code is None and said.startswith("invalid dsn"):
         return BackendRefused(f"{where}: {said}", "take the option out of the URL, or correct it")
     if code is None:
-        if _LOGIN_REFUSED.search(str(error)):
-            return BackendRefused(
-                f"{where} refused to log in: {said}", "check user, password, database name and TLS settings of the URL"
-            )
+        if way_out := _refused_at_login(str(error), where):
+            return BackendRefused(f"{where} refused to log in: {said}", way_out)
         return BackendUnreachable(
             f"{where} does not answer: {said}", "is the server running, and reachable from this host?"
         )
     if code in _BUSY:
         return BackendBusy(f"{_BUSY[code]} ({said})", "try again later; nothing of this step was changed")
-    return _refused(code, said) or BackendError(f"the server reported {code}: {said}")
+    return _refused(code, said, _role(where)) or BackendError(f"the server reported {code}: {said}")
 
 
-def _refused(code: str, said: str) -> BackendRefused | None:
+def _refused_at_login(said: str, where: str) -> str:
+    """The way out of a login that was refused; empty where there is nobody to refuse it."""
+    if denied := re.search(r"permission denied for database (\".+\")", said):
+        return f"GRANT CONNECT ON DATABASE {denied[1]} TO {_role(where)};"
+    if _LOST_AT_LOGIN.search(said):
+        return ""
+    return next((way_out for pattern, way_out in _LOGIN_REFUSED if pattern.search(said)), "")
+
+
+def _role(where: str) -> str:
+    """Who we are, as SQL, by the URL; in plain words where it names nobody."""
+    user = re.match(r"[\w+]+://([^:@/]+)[:@][^/]*", where)
+    return f'"{unquote(user[1])}"' if user and "@" in user[0] else "backendops' role"
+
+
+def _refused(code: str, said: str, role: str) -> BackendRefused | None:
     if code == "42501":
-        return BackendRefused(said, _grant(said))
+        return BackendRefused(said, _grant(said, role))
     if code == "42P01":
         return BackendRefused(said, "name Celery's tables under `tables:` and `schemas:` of the backend")
     if code == "42703":
         return BackendRefused(said, "is this a table that Celery made? See `tables:` of the backend")
     if code == "3F000":
-        return BackendRefused(said, "create the schema, or name another one")
+        missing = re.search(r"schema (\".+\")", said)
+        made = f"CREATE SCHEMA {missing[1]} AUTHORIZATION {role};" if missing else "create it,"
+        return BackendRefused(said, f"{made} or name another one under `schema:`")
     if code == "25006":
         return BackendRefused(
             said,
@@ -99,17 +149,15 @@ def _refused(code: str, said: str) -> BackendRefused | None:
     return None
 
 
-def _grant(said: str) -> str:
+def _grant(said: str, role: str) -> str:
     match = re.search(r"permission denied for (\w+) (.+)|must be owner of (?:\w+ )?(.+)", said)
     if match is None:
-        return "GRANT backendops' role what it lacks"
+        return f"GRANT {role} what it lacks"
     if match[3]:
-        return f"GRANT the role that owns {match[3]} TO backendops' role, or ALTER TABLE {match[3]} OWNER TO it"
+        return f"GRANT the role that owns {match[3]} TO {role}, or ALTER TABLE {match[3]} OWNER TO {role}"
     rights = {"schema": "USAGE, CREATE", "database": "CONNECT, CREATE", "sequence": "USAGE"}
     what = match[1] if match[1] in rights else "table"
-    return (
-        f"GRANT {rights.get(what, 'SELECT, INSERT, UPDATE, DELETE')} ON {what.upper()} {match[2]} TO backendops' role"
-    )
+    return f"GRANT {rights.get(what, 'SELECT, INSERT, UPDATE, DELETE')} ON {what.upper()} {match[2]} TO {role};"
 
 
 def _first_line(error: BaseException | None) -> str:

@@ -17,7 +17,7 @@ from backendops.backends.postgres.connection import APPLICATION_NAME, PostgresSe
 from backendops.backends.postgres.deadline import answers_within
 from backendops.backends.postgres.errors import driver_errors
 from backendops.backends.postgres.pgbouncer import PoolerFigures, read_pools
-from backendops.backends.postgres.tables import Holds, LiveTable, find_table
+from backendops.backends.postgres.tables import Holds, LiveTable, find_table, quoted
 from backendops.backends.sql_files import load
 from backendops.contracts.capabilities import CanReportPool, PoolReport
 from backendops.contracts.errors import BackendBusy, BackendRefused, BackendUnreachable
@@ -133,7 +133,7 @@ class PoolOnPostgres(PostgresSession, CanReportPool):
                     table = find_table(connection, holds, name, schema)
                     free = None if table is None else _free_ids(connection, table, notes)
             except (BackendBusy, BackendRefused) as error:
-                notes.append(f"ids left in {name}: {error}")
+                notes.append(f"ids left in {name}: {error}; {error.hint}")
                 continue
             found += [] if free is None else [free]
         return min(found, default=None)
@@ -177,7 +177,12 @@ def _free_ids(connection: Connection, table: LiveTable, notes: list[str]) -> flo
         notes.append(f"ids left in {table.sql_name}: its id is {row.id_type}, which has no end to measure against")
         return None
     if not row.may_read:
-        notes.append(f"ids left in {table.sql_name}: GRANT SELECT ON {table.sql_name} to this role")
+        notes.append(f"ids left in {table.sql_name}: GRANT SELECT ON {table.sql_name} TO {quoted(table.role)};")
         return None
+    if row.sequence is not None and not row.may_read_sequence:
+        notes.append(
+            f"ids left in {table.sql_name} are counted by its rows alone: "
+            f"GRANT SELECT ON SEQUENCE {row.sequence} TO {quoted(table.role)};"
+        )
     newest = connection.execute(load("postgres", "pool", "read_newest_id", {"live": table.slot})).scalar_one()
     return max(0.0, 1 - max(newest or 0, row.last_value or 0) / ID_RANGE[row.id_type])

@@ -130,6 +130,7 @@ def find_table(connection: Connection, holds: Holds, name: str, schema: str | No
     """One live table; None where there is none of that name."""
     row = connection.execute(load("postgres", "tables", "find_table"), {"name": name, "schema": schema}).one_or_none()
     if row is None:
+        _require_usage(connection, holds, name, schema)
         return None
     where = f"{quoted(row.schema)}.{quoted(row.name)}"
     if row.kind not in ("r", "p"):
@@ -170,6 +171,20 @@ def find_table(connection: Connection, holds: Holds, name: str, schema: str | No
         is_owner=row.is_owner,
         role=row.role,
     )
+
+
+def _require_usage(connection: Connection, holds: Holds, name: str, schema: str | None) -> None:
+    """Raise BackendRefused where the table only seems not to be there, in a schema that is closed to us."""
+    if schema is not None:
+        return
+    closed = connection.execute(
+        load("postgres", "tables", "find_closed"), {"name": name, "key": KEY_COLUMN[holds]}
+    ).one_or_none()
+    if closed is not None:
+        raise BackendRefused(
+            f"the role {closed.role} may not look into schema {closed.schema}, where {quoted(name)} is",
+            f"GRANT USAGE ON SCHEMA {closed.schema} TO {quoted(closed.role)};",
+        )
 
 
 def list_columns(connection: Connection, oid: int) -> tuple[Column, ...]:

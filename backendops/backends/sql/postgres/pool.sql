@@ -59,6 +59,7 @@ SELECT
     a.atttypid::regtype::text AS id_type,
     s.sequence::text AS sequence,
     CASE WHEN has_sequence_privilege(s.sequence, 'SELECT,USAGE') THEN pg_sequence_last_value(s.sequence) END AS last_value,
+    has_sequence_privilege(s.sequence, 'SELECT,USAGE') AS may_read_sequence,
     has_table_privilege(c.oid, 'SELECT') OR has_column_privilege(c.oid, a.attnum, 'SELECT') AS may_read
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace

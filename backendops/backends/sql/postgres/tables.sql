@@ -22,6 +22,22 @@ WHERE c.relname = CAST(:name AS name)
            THEN pg_catalog.pg_table_is_visible(c.oid)
            ELSE n.nspname = CAST(:schema AS name) END;
 
+-- name: find_closed
+-- Without USAGE a schema is no part of search_path: what is in it seems not to be there.
+SELECT quote_ident(n.nspname) AS schema, current_user AS role
+FROM pg_catalog.pg_class AS c
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute AS a ON a.attrelid = c.oid AND a.attname = CAST(:key AS name)
+WHERE c.relname = CAST(:name AS name)
+    AND c.relkind IN ('r', 'p')
+    AND NOT has_schema_privilege(n.oid, 'USAGE')
+    AND n.nspname = ANY (
+        SELECT replace(replace(part, '"$user"', current_user), '"', '')
+        FROM regexp_split_to_table(current_setting('search_path'), ' *, *') AS part
+    )
+ORDER BY 1
+LIMIT 1;
+
 -- name: list_columns
 -- Types as the server writes them, with their collation where it is not the type's own.
 SELECT
