@@ -1,0 +1,153 @@
+"""Every job on one PostgreSQL, run by the engine, with what it must have done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from backendops.backends.postgres import PostgresBackend
+from backendops.contracts.readings import Finding
+from backendops.contracts.run import Outcome, Trigger
+from backendops.engine.ledger import Ledger
+from backendops.engine.report import RunReport
+from backendops.engine.runner import Runner
+from backendops.jobs import JOBS
+from backendops.policy.model import Pair
+from tests.celery_rows import celery_results
+from tests.conformance.postgres_store import sql, until
+
+# Each finds something to do after the other, on the rows that Results.stored() makes.
+JOB_KEYS: Mapping[str, dict[str, Any]] = {
+    "expire": {"keep": "30d"},
+    "archive": {"older_than": "7d"},
+    "partition": {"keep": "3 months", "ahead": 1, "quarantine": "1d"},
+    "vacuum": {"dead_rows": 1, "dead_ratio": 0},
+    "pool-health": {},
+}
+
+RunJob = Callable[[str], RunReport]
+
+
+def quoted(name: str) -> str:
+    """As SQL; written here again, so that a test does not quote as wrongly as the code might."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    """A text as SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Celery's two tables and their archives in one database, seen by its superuser."""
+
+    url: str
+    task: str = "celery_taskmeta"
+    group: str = "celery_tasksetmeta"
+    schema: str = "public"
+    archive_schema: str = "public"
+    celery: Mapping[str, object] = field(default_factory=dict)
+    """Settings of the application that writes."""
+
+    @property
+    def live(self) -> str:
+        return f"{quoted(self.schema)}.{quoted(self.task)}"
+
+    @property
+    def groups(self) -> str:
+        return f"{quoted(self.schema)}.{quoted(self.group)}"
+
+    @property
+    def archive(self) -> str:
+        """The tasks' archive as it is found, whatever its name was cut to."""
+        return self._archive_of("task_id")
+
+    @property
+    def backend(self) -> dict[str, Any]:
+        """The backend's keys in a policy."""
+        return {
+            "tables": {"task": self.task, "group": self.group},
+            "schemas": {"task": self.schema, "group": self.schema},
+        }
+
+    def _archive_of(self, key: str) -> str:
+        ((name,),) = sql(
+            self.url,
+            f"""SELECT format('%I.%I', n.nspname, c.relname)
+                FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = '{key}'
+                WHERE c.relkind = 'p' AND n.nspname = {literal(self.archive_schema)}""",
+        )
+        return str(name)
+
+    def stored(self) -> None:
+        """Twelve finished results, one unfinished and a group, by Celery; six of them are past keeping."""
+        celery_results(self.url, 9, started=1, groups=1, **self.celery)
+        self.date(timedelta(days=40), "id % 2 = 0")
+
+    def date(self, age: timedelta, which: str) -> None:
+        """Let those results have finished so long ago."""
+        done = f"{datetime.now(UTC) - age:%Y-%m-%d %H:%M:%S}"
+        sql(self.url, f"UPDATE {self.live} SET date_done = '{done}' WHERE date_done IS NOT NULL AND {which}")
+
+    def count(self, table: str) -> int:
+        return int(sql(self.url, f"SELECT count(*) FROM {table}")[0][0])
+
+
+def run(url: str, kind: str, backend: Mapping[str, Any] | None = None, **keys: Any) -> RunReport:
+    """Run one job, as the daemon would."""
+    job = JOBS[kind].model_validate({**JOB_KEYS[kind], **keys})
+    store = PostgresBackend.model_validate({"url": url, **(backend or {})})
+    return Runner(Ledger.in_memory()).run(Pair(kind, job, "results", store, None), Trigger.COMMAND)
+
+
+def prove_every_job(results: Results, run_job: RunJob) -> dict[str, RunReport]:
+    """Run them all, each with work to do, and hold what is left against what must be."""
+    results.stored()
+    assert results.count(results.live) == 13
+    reports = {"expire": _completed(run_job("expire"))}
+    kept = results.count(results.live)
+    assert reports["expire"].rows == 13 - kept == 6
+    # One of long ago, so that its partition is retired at once; the others of last week.
+    results.date(timedelta(days=10), "true")
+    results.date(timedelta(days=400), "id = 1")
+    reports["archive"] = _completed(run_job("archive"))
+    assert reports["archive"].rows == 6
+    assert (results.count(results.live), results.count(results.archive)) == (1, 6), "the unfinished one stays"
+    reports["partition"] = _completed(run_job("partition"))
+    assert results.count(results.archive) == 5
+    assert _quarantined(results) == [1], "detached, and its row with it"
+    # Sessions tell of what they did a moment later.
+    dead = f"SELECT n_dead_tup > 0 FROM pg_stat_all_tables WHERE relid = {literal(results.live)}::regclass"
+    until(lambda: sql(results.url, dead) == [(True,)], "the dead rows are known")
+    reports["vacuum"] = _completed(run_job("vacuum"))
+    assert reports["vacuum"].rows > 0
+    reports["pool-health"] = _completed(run_job("pool-health"))
+    return reports
+
+
+def _completed(report: RunReport) -> RunReport:
+    assert report.outcome is Outcome.COMPLETED, str(report)
+    return report
+
+
+def _quarantined(results: Results) -> list[int]:
+    names = sql(
+        results.url,
+        "SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE obj_description(c.oid, 'pg_class') LIKE '{\"backendops\"%quarantined%'",
+    )
+    return [results.count(str(name)) for (name,) in names]
+
+
+def said(report: RunReport) -> str:
+    """All that it tells an operator."""
+    return "\n".join([report.error, report.hint, *told(report.findings)])
+
+
+def told(findings: Iterable[Finding]) -> list[str]:
+    """Findings as run-once prints them."""
+    return [f"{finding.sentence}; {finding.fix}" for finding in findings]
