@@ -1,4 +1,4 @@
-"""Results as neutral values between two stores: columns by Celery's names, payloads as the bytes they were stored as."""
+"""Results as neutral values between two stores: columns by Celery's names, payloads as they were stored."""
 
 from __future__ import annotations
 

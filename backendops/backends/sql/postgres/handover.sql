@@ -3,15 +3,15 @@
 -- name: find_end
 -- The last of the next rows, due or not: what is kept is walked over in bounded steps too. By the walked column and id,
 -- so that many rows of one moment are cut as well. Nothing: the walk is over.
-SELECT /* by */ date_done AS by, id
+SELECT walked AS by, id
 FROM (
-    SELECT /* by */ date_done, id
+    SELECT /* by */ date_done AS walked, id
     FROM /* live */ celery_taskmeta
     WHERE /* by */ date_done >= :low AND /* by */ date_done < :end AND (/* by */ date_done, id) > (:low, :after)
     ORDER BY /* by */ date_done, id
     LIMIT :size
 ) AS next_rows
-ORDER BY /* by */ date_done DESC, id DESC
+ORDER BY walked DESC, id DESC
 LIMIT 1;
 
 -- name: read_due

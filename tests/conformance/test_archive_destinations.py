@@ -1,0 +1,293 @@
+"""An archive in files or another database: wherever a run stops or dies, each result is kept, and then in one place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from backendops.backends.files import FileStore, parts
+from backendops.backends.files.manifest import Manifest
+from backendops.backends.postgres import PostgresBackend, store
+from backendops.backends.postgres.store import TableStore as TableArchive
+from backendops.contracts.archive import CanHandOver
+from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
+from backendops.contracts.retention import Retention
+from backendops.jobs.moving import move
+from tests.celery_rows import back_date, celery_results, fill_celery_table
+from tests.conformance.destinations import Destination, Files, Tables, checksum, live_rows
+from tests.conformance.postgres_store import other_role, until
+from tests.conformance.stores import GROUPS, LIVE, FixedPace, TableStore, drive
+from tests.servers import Postgres
+
+CAPABILITY = CanHandOver
+
+
+@pytest.fixture(params=["jsonl.gz", "parquet", "tables"])
+def destination(request: pytest.FixtureRequest, tmp_path: Path, postgres18_server: Postgres) -> Iterator[Destination]:
+    """Each place that an archive can be kept in."""
+    if request.param != "tables":
+        yield Files(tmp_path, request.param)
+        return
+    name = postgres18_server.create_database()
+    yield Tables(postgres18_server.celery_url(name))
+    postgres18_server.drop_database(name)
+
+
+@pytest.fixture
+def source(postgres18_url: str) -> TableStore:
+    return TableStore(PostgresBackend, postgres18_url)
+
+
+def older_than(age: timedelta = timedelta(days=7)) -> Retention:
+    return Retention(datetime.now(UTC) - age)
+
+
+def run(source: TableStore, destination: Destination, stop_after: int | None = None, size: int = 60) -> int:
+    """One run, or its first steps; the rows it moved."""
+    with source.opened() as backend, destination.opened() as archive:
+        steps = drive(move(backend, archive, older_than(), FixedPace(size)), stop_after)
+    return sum(step.rows for step in steps)
+
+
+def test_every_stop_keeps_every_result_and_the_next_run_has_it_once(
+    source: TableStore, destination: Destination
+) -> None:
+    fill_celery_table(source.url, 200, started=7, groups=20)
+    every, groups, young = source.ids(), source.ids(GROUPS), source.young()
+    before = checksum(live_rows(source))
+    stop_after, moved = 1, 0
+    while source.ids() != young:
+        moved += run(source, destination, stop_after)
+        live, archived = source.ids(), destination.ids()
+        assert sorted({*live, *archived}) == every
+        assert len(archived) == len(set(archived)), "the same result twice in the archive"
+        assert checksum(live_rows(source), destination.rows()) == before
+        stop_after += 1
+        assert stop_after < 60, "the runs make no progress"
+    moved += run(source, destination)
+    assert sorted(source.ids() + destination.ids()) == every
+    assert sorted(source.ids(GROUPS) + destination.ids(GROUPS)) == groups
+    assert moved == len(destination.ids()) + len(destination.ids(GROUPS)) == 100 + 10
+    assert checksum(live_rows(source), destination.rows()) == before
+    with destination.opened() as archive:
+        checked = list(archive.check())
+        assert list(archive.unfinished()) == []
+    assert sum(one.rows for one in checked) == 110
+    assert [one.wrong for one in checked if one.wrong] == []
+
+
+def test_on_every_postgresql(postgres: TableStore, tmp_path: Path) -> None:
+    """Without an index, and with a payload that a text form would spoil."""
+    destination = Files(tmp_path, "jsonl.gz")
+    ids = celery_results(postgres.url, 20)
+    celery_results(postgres.url, 10, result_serializer="pickle", accept_content=["pickle"])
+    back_date(postgres.url, ids, timedelta(days=30))
+    postgres.execute("DROP INDEX ix_celery_taskmeta_date_done")
+    postgres.execute(f"UPDATE {LIVE} SET result = decode('00ff80041a0d0a', 'hex') WHERE id = 3")
+    every, before = postgres.ids(), checksum(live_rows(postgres))
+    assert run(postgres, destination, size=7) == 20
+    assert sorted(postgres.ids() + destination.ids()) == every
+    assert checksum(live_rows(postgres), destination.rows()) == before
+
+
+def copied(source: TableStore, destination: Destination) -> int:
+    """After how many steps of a run a copy is there and nothing is removed yet."""
+    with source.opened() as backend, destination.opened() as archive:
+        steps = move(backend, archive, older_than(), FixedPace(1000))
+        count = 0
+        while not destination.ids():
+            next(steps)
+            count += 1
+        steps.close()
+    return count
+
+
+REWRITE = f"UPDATE {LIVE} SET status = 'FAILURE', result = 'again' WHERE id = 5"
+
+
+def test_what_is_written_between_copy_and_removal_stays_live(source: TableStore, destination: Destination) -> None:
+    fill_celery_table(source.url, 100)
+    with source.opened() as backend, destination.opened() as archive:
+        steps = move(backend, archive, older_than(), FixedPace(1000))
+        while not destination.ids():
+            next(steps)
+        source.execute(REWRITE)
+        source.execute(f"DELETE FROM {LIVE} WHERE id = 6")
+        rest = drive(steps)
+    assert 5 in source.ids()
+    assert 5 not in destination.ids()
+    # Somebody removed it while we had the only copy: it is archived.
+    assert 6 in destination.ids()
+    assert sorted(source.ids() + destination.ids()) == list(range(1, 101))
+    assert "1 due results are left" in rest[-1].what
+    assert run(source, destination) == 1
+    assert [row["status"] for row in destination.rows() if row["id"] == 5] == ["FAILURE"]
+
+
+def test_what_is_written_after_a_crash_stays_live_and_its_old_copy_goes(
+    source: TableStore, destination: Destination
+) -> None:
+    fill_celery_table(source.url, 100)
+    copied(source, destination)
+    assert len(source.ids()) == 100
+    assert len(destination.ids()) > 1
+    source.execute(f"UPDATE {LIVE} SET result = 'again', date_done = now() WHERE id = 5")
+    source.execute(f"DELETE FROM {LIVE} WHERE id = 6")
+    run(source, destination)
+    assert sorted(source.ids() + destination.ids()) == list(range(1, 101))
+    assert 5 in source.ids()
+    assert 6 in destination.ids()
+
+
+def test_what_another_session_holds_is_left_for_the_next_run(source: TableStore, destination: Destination) -> None:
+    fill_celery_table(source.url, 100)
+    with closing(psycopg2.connect(source.url.removeprefix("db+"))) as holder:
+        with holder.cursor() as cursor:
+            cursor.execute(f"SELECT id FROM {LIVE} WHERE id IN (3, 4) FOR UPDATE")
+        assert run(source, destination) == 48
+    assert {3, 4} < set(source.ids())
+    assert not {3, 4} & set(destination.ids())
+    assert run(source, destination) == 2
+    assert sorted(source.ids() + destination.ids()) == list(range(1, 101))
+
+
+# Where a process is killed: before or after which call of whom.
+IN_FILES = {
+    "while a copy is written": (parts, "sync_file", "before"),
+    "between the copy and its manifest": (parts, "_read_back", "after"),
+    "between the manifest and the file's name": (Manifest, "save", "after"),
+    "between copy and removal": (FileStore, "write", "after"),
+    "between removal and settling": (PostgresBackend, "remove", "after"),
+    "just after settling": (FileStore, "settle", "after"),
+}
+IN_TABLES = {
+    "while a copy is written": (store, "insert_rows", "after"),
+    "between the copy and reading it back": (TableArchive, "_begin", "after"),
+    "between copy and removal": (TableArchive, "write", "after"),
+    "between removal and settling": (PostgresBackend, "remove", "after"),
+    "just after settling": (TableArchive, "settle", "after"),
+}
+
+
+def run_and_be_killed(source: TableStore, destination: Destination, owner: Any, name: str, when: str) -> None:
+    """A run in a process of its own, which is gone at that call."""
+    with warnings.catch_warnings():
+        # The child does nothing with the threads that it does not have.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        original = getattr(owner, name)
+
+        def killing(*args: Any, **kwargs: Any) -> None:
+            if when == "after":
+                original(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(owner, name, killing)
+        try:
+            run(source, destination, size=20)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it was over before it was killed"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("destination", "moment"),
+    [*(("jsonl.gz", moment) for moment in IN_FILES), *(("tables", moment) for moment in IN_TABLES)],
+    indirect=["destination"],
+)
+def test_kill_9_at_the_dangerous_moments(source: TableStore, destination: Destination, moment: str) -> None:
+    moments = IN_FILES if isinstance(destination, Files) else IN_TABLES
+    fill_celery_table(source.url, 120, groups=4)
+    every, before = source.ids(), checksum(live_rows(source))
+    run_and_be_killed(source, destination, *moments[moment])
+    archived = destination.ids()
+    assert sorted({*source.ids(), *archived}) == every
+    assert len(archived) == len(set(archived))
+    assert checksum(live_rows(source), destination.rows()) == before
+    until(lambda: is_free(destination), "the dead process's lock is gone")
+    run(source, destination)
+    assert sorted(source.ids() + destination.ids()) == every
+    assert source.ids() == source.young()
+    assert checksum(live_rows(source), destination.rows()) == before
+    with destination.opened() as opened:
+        assert [one.wrong for one in opened.check() if one.wrong] == []
+        assert list(opened.unfinished()) == []
+
+
+def is_free(destination: Destination) -> bool:
+    try:
+        with destination.opened():
+            return True
+    except BackendBusy:
+        return False
+
+
+def test_columns_that_celery_added_and_that_somebody_added(source: TableStore, destination: Destination) -> None:
+    fill_celery_table(source.url, 20)
+    source.execute(f"ALTER TABLE {LIVE} DROP COLUMN stamps")
+    run(source, destination)
+    source.execute(f"ALTER TABLE {LIVE} ADD COLUMN stamps bytea")
+    source.execute(f'ALTER TABLE {LIVE} ADD COLUMN "cost; in €" numeric(8, 3)')
+    fill_celery_table(source.url, 20)
+    source.execute(f'UPDATE {LIVE} SET stamps = kwargs, "cost; in €" = 12.5')
+    assert run(source, destination) == 10
+    assert len(destination.ids()) == 20
+    assert sorted(str(row.get("cost; in €")) for row in destination.rows()) == ["12.500"] * 10 + ["None"] * 10
+
+
+def test_a_table_that_changes_what_it_is_given_is_found_out(source: TableStore, postgres18_server: Postgres) -> None:
+    name = postgres18_server.create_database()
+    destination = Tables(postgres18_server.celery_url(name))
+    fill_celery_table(source.url, 20)
+    run(source, destination)
+    fill_celery_table(source.url, 20)
+    destination.tables.execute(
+        "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.result := 'spoiled'; RETURN NEW; END $$"
+    )
+    destination.tables.execute(
+        "CREATE TRIGGER spoil BEFORE INSERT ON celery_taskmeta_archive FOR EACH ROW EXECUTE FUNCTION spoil()"
+    )
+    with pytest.raises(BackendError, match="10 of 10 rows were not read back"):
+        run(source, destination)
+    assert len(source.ids()) == 30
+    postgres18_server.drop_database(name)
+
+
+def test_one_run_at_a_time_and_one_source_per_archive(source: TableStore, destination: Destination) -> None:
+    fill_celery_table(source.url, 20)
+    run(source, destination)
+    with destination.opened(), pytest.raises(BackendBusy, match="another run"), destination.opened():
+        pass
+    with (
+        pytest.raises(BackendRefused, match="the archive of the backend 'results', not of 'others'"),
+        source.opened() as backend,
+        destination.store.open("others", backend.limits) as archive,
+    ):
+        drive(move(backend, archive, older_than(), FixedPace(100)))
+
+
+def test_missing_privileges_name_the_grant(source: TableStore, postgres18_server: Postgres) -> None:
+    name = postgres18_server.create_database()
+    destination = Tables(postgres18_server.celery_url(name))
+    fill_celery_table(source.url, 20)
+    poor = Tables(other_role(destination.tables.url, "archivist"))
+    with pytest.raises(BackendRefused) as refusal:
+        run(source, poor)
+    assert "GRANT" in refusal.value.hint
+    assert "CREATE" in refusal.value.hint
+    destination.tables.execute("GRANT USAGE, CREATE ON SCHEMA public TO archivist")
+    assert run(source, poor) == 10
+    postgres18_server.drop_database(name)
