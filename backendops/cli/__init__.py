@@ -32,6 +32,7 @@ _COMMANDS: Final = (
     ("accept", "control", "accept", "Let a job whose keep got shorter remove what plan shows, however much."),
     ("restore", "restore", "command", "Put archived results back, by id or by when they finished."),
     ("archive", "archive", "command", "Verify what archive jobs have kept."),
+    ("redis", "redis", "command", "Look into a Redis or Valkey: what its keys are, how large, when they go."),
     ("validate", "validate", "command", "Check the policy, offline."),
     ("schema", "schema", "command", "Print the policy's JSON Schema."),
     ("matrix", "matrix", "command", "Show which job works on which backend."),

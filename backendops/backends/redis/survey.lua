@@ -71,8 +71,8 @@ repeat
     seen = seen + #keys
     for i = 1, #keys do
         local key, kind = keys[i], 1
-        if sub(key, 1, tasks) ~= task then
-            if sub(key, 1, groups) ~= group then
+        if sub(key, 1, tasks) ~= task or #key == tasks then
+            if sub(key, 1, groups) ~= group or #key == groups then
                 kind = other(key)
             else
                 kind = chords[sub(key, -2)] and 3 or 2
