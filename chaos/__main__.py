@@ -144,7 +144,12 @@ SCENES = (
     Scene("archive", ["run-once", "archive"], fill, nothing_due),
     Scene("expire", ["run-once", "expire"], fill, nothing_due, KEPT_BY_EXPIRE),
     Scene("partition", ["run-once", "partition"], fill_archive, none_to_retire),
-    Scene("restore", ["restore", "--from", "2000-01-01", "--to", "2100-01-01"], fill_archive, archive_empty),
+    Scene(
+        "restore",
+        ["restore", "--from", "2000-01-01", "--to", "2100-01-01", "--although-expired"],
+        fill_archive,
+        archive_empty,
+    ),
     Scene("convert", CONVERT, fill, is_partitioned),
     Scene("undo", ["partition", "undo", "results"], fill_converted, lambda attack: not is_partitioned(attack)),
 )
