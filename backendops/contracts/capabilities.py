@@ -87,10 +87,23 @@ class CanPartition(ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class IndexPlan:
+    """What may be done about indexes; what may not is told as a finding instead."""
+
+    create_missing: bool = False
+    drop_invalid: bool = False
+    reindex_bloated: float | None = None
+    """Rebuild where at least this part (0 to 1) of an index is empty; None never does."""
+    rebuild_until: datetime | None = None
+    """The end of the window in which an index may be rebuilt; None outside of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class VacuumPlan:
     """Which tables are worth a vacuum, and whether this is the hour for a full one.
 
-    A table is due by `dead_rows` together with `dead_ratio` (0 to 1), or by statistics older than `analyze_after`.
+    A table is due by `dead_rows` together with `dead_ratio` (0 to 1), by `bloat_ratio` (0 to 1), by `freeze_age`
+    (transactions or multixacts), or by statistics older than `analyze_after`.
     """
 
     now: datetime
@@ -99,6 +112,13 @@ class VacuumPlan:
     analyze_after: timedelta
     full: bool = False
     """Is this inside the policy's `full:` window?"""
+    full_until: datetime | None = None
+    """The end of that window, for what can be ended."""
+    bloat_ratio: float = 0.3
+    freeze_age: int = 150_000_000
+    freeze_past: bool = True
+    """Freeze the partitions that no row comes to any more, once."""
+    indexes: IndexPlan = field(default_factory=IndexPlan)
 
 
 class CanVacuum(ABC):

@@ -27,6 +27,21 @@ TABLE_BYTES: Final = Metric(
     "backendops_table_bytes", "Size of the table with its indexes and partitions, in bytes.", TABLE
 )
 TABLE_DEAD_ROWS: Final = Metric("backendops_table_dead_rows", "Dead rows that a vacuum could make reusable.", TABLE)
+TABLE_BLOAT_BYTES: Final = Metric(
+    "backendops_table_bloat_bytes",
+    "Dead rows and free space of the table with its TOAST and partitions, in bytes, measured or estimated.",
+    TABLE,
+)
+TABLE_FREEZE_AGE: Final = Metric(
+    "backendops_table_freeze_age_transactions",
+    "Transactions, or multixacts where those are more, since the table's oldest row that is not frozen.",
+    TABLE,
+)
+TABLE_INVALID_INDEXES: Final = Metric(
+    "backendops_table_invalid_indexes",
+    "Indexes of the table and its partitions that a cancelled build left behind.",
+    TABLE,
+)
 PARTITIONS_AHEAD: Final = Metric(
     "backendops_partitions_ahead",
     "Partitions of the archive that lie wholly in the future, the fewest of any archive table.",

@@ -1,31 +1,28 @@
-"""vacuum on PostgreSQL: the tables and partitions that need it, and why it cannot help where it cannot."""
+"""vacuum on PostgreSQL: the tables, partitions and indexes that need it, and why it cannot help where it cannot."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
 from sqlalchemy import Connection
 
-from backendops.backends.postgres.connection import PostgresSession
-from backendops.backends.postgres.errors import STATEMENT_TIMEOUT, code_of
-from backendops.backends.postgres.tables import FoundTables, find_tables, quoted
-from backendops.backends.postgres.vacuum_work import (
-    Table,
-    list_archives,
-    list_tables,
-    wants_analyze,
-    wants_vacuum,
-    wasted_bytes,
-    worth_rewriting,
-)
+from backendops.backends.postgres import bloat as bloating
+from backendops.backends.postgres.bloat import UNKNOWN, Bloat, Meter
+from backendops.backends.postgres.freeze import Frozen, is_past, list_retired
+from backendops.backends.postgres.holdback import held_back, list_holders, not_frozen, not_permitted
+from backendops.backends.postgres.indexes import IndexesOnPostgres
+from backendops.backends.postgres.tables import FoundTables, find_tables
+from backendops.backends.postgres.vacuum_due import Due, decide, wants_vacuum
+from backendops.backends.postgres.vacuum_session import Ended, not_after
+from backendops.backends.postgres.vacuum_work import Table, list_archives, list_tables
 from backendops.backends.sql_files import fill, load, statements
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import CanVacuum, VacuumPlan
-from backendops.contracts.errors import BackendBusy, BackendRefused
+from backendops.contracts.errors import BackendRefused
 from backendops.contracts.readings import Finding, Reading, Severity
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import format_bytes, format_seconds
@@ -35,130 +32,169 @@ from backendops.contracts.units import format_bytes, format_seconds
 FULL_TRIES: Final = 20
 
 
-class _Ended(Exception):
-    """The statement in hand was ended because the run is over: its time is used up, or somebody stopped it."""
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Celery's tables, their archives and what is in quarantine, with what each needs now."""
+
+    found: FoundTables
+    tables: tuple[Table, ...]
+    bloat: Mapping[int, Bloat]
+    due: tuple[Due, ...]
+    findings: tuple[Finding, ...]
+
+    def rewrite(self, plan: VacuumPlan) -> Iterator[Table]:
+        """Those that are worth the exclusive lock of a rewrite."""
+        return (one for one in self.tables if self.bloat.get(one.oid, UNKNOWN).reaches(plan.bloat_ratio))
 
 
-class VacuumOnPostgres(PostgresSession, CanVacuum):
+class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
     """Can make the space of removed rows reusable."""
 
     def preview_vacuum(self, plan: VacuumPlan) -> Preview:
-        with self.transaction(read_only=True) as connection:
-            found, tables = self._tables(connection)
-            due = [table for table in tables if wants_vacuum(table, plan)]
-            stale = [one for one in tables if one not in due and wants_analyze(one, tables, plan)]
-            rewrite = [one for one in tables if plan.full and worth_rewriting(one, wasted_bytes(connection, one))]
-            holder = _holder(connection) if due else ""
-        said = [
-            *(f"vacuum {one.sql_name} ({one.dead:,} dead rows of {one.dead + one.live:,})" for one in due),
-            *(f"analyze {one.sql_name}" for one in stale),
-            *(f"rewrite {one.sql_name} (VACUUM FULL, {format_bytes(one.bytes)})" for one in rewrite),
+        survey = self._survey_tables(plan, Frozen(self.watermarks))
+        indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
+        rewrite = list(survey.rewrite(plan)) if plan.full else []
+        said = [f"{one.statement} {one.table.sql_name} ({one.why})" for one in survey.due]
+        said += [
+            f"rewrite {one.sql_name} (VACUUM FULL: {survey.bloat[one.oid]}; "
+            f"needs up to {format_bytes(one.bytes)} more on the server's disk while it runs)"
+            for one in rewrite
         ]
+        said += indexes.said
+        with self.transaction(read_only=True) as connection:
+            holder = str(list_holders(connection)) if any(one.statement != "analyze" for one in survey.due) else ""
         held = f"; {holder} is the oldest that holds dead rows back" if holder else ""
         return Preview(
             f"would {', '.join(said)}{held}" if said else "no table needs a vacuum, every table's statistics are fresh",
-            rows=sum(one.dead for one in due),
-            statements=tuple(_shown(due, "vacuum") + _shown(stale, "analyze") + _shown(rewrite, "vacuum_full")),
-            readings=tuple(_readings(self.table_names(), found, tables)),
-            findings=(*found.missing, *_not_permitted([*due, *stale, *rewrite])),
+            rows=sum(one.table.dead for one in survey.due if one.statement != "analyze"),
+            statements=(
+                *(_shown(one.table, one.statement) for one in survey.due if one.table.may_vacuum),
+                *(_shown(one, "vacuum_full") for one in rewrite if one.may_vacuum),
+                *indexes.statements,
+            ),
+            readings=(*_readings(self.table_names(), survey), *indexes.readings),
+            findings=(
+                *survey.findings,
+                *_bloated(survey, plan),
+                *_refusals([*(one.table for one in survey.due), *rewrite]),
+                *indexes.work.findings,
+                *indexes.work.refused,
+            ),
         )
 
     def vacuum(self, plan: VacuumPlan, pace: Pace) -> Steps:  # noqa: ARG002 - one VACUUM cannot be split
         deadline = monotonic() + self._limits.budget.total_seconds()
-        with self.transaction() as connection:
-            found, tables = self._tables(connection)
-        due = [table for table in tables if wants_vacuum(table, plan) or wants_analyze(table, tables, plan)]
-        findings, idle = list(found.missing), not due
+        frozen = Frozen(self.watermarks)
+        survey = self._survey_tables(plan, frozen)
+        idle, refused = True, [one.table for one in survey.due if not one.table.may_vacuum]
         try:
-            for table in due:
-                if table.may_vacuum:
-                    yield self._clean(table, plan, deadline)
-            for step in self._rewrite(deadline) if plan.full else ():
+            for step in self._vacuum_steps(survey, plan, frozen, deadline):
                 idle = False
                 yield step
-        except _Ended as ended:
+        except Ended as ended:
+            idle = False
             yield Step(what=str(ended))
-        with self.transaction() as connection:
-            found, tables = self._tables(connection)
-        refused = [table for table in due if not table.may_vacuum]
-        findings += _not_permitted(refused)
+        survey = self._survey_tables(plan, frozen, known=survey)
+        indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
+        frozen.keep(survey.tables)
+        refusals = [*_refusals(refused), *indexes.work.refused]
         yield Step(
-            what="no table needs a vacuum" if idle else "",
-            readings=tuple(_readings(self.table_names(), found, tables)),
-            findings=tuple(findings),
+            what="no table needs a vacuum" if idle and not refusals else "",
+            readings=(*_readings(self.table_names(), survey), *indexes.readings),
+            findings=(*survey.findings, *_bloated(survey, plan), *indexes.work.findings, *refusals),
         )
-        if refused:
-            raise BackendRefused(findings[-1].sentence, findings[-1].fix)
+        if refusals:
+            raise BackendRefused(refusals[-1].sentence, refusals[-1].fix)
 
-    def _tables(self, connection: Connection) -> tuple[FoundTables, tuple[Table, ...]]:
-        found = find_tables(self, connection)
-        return found, list_tables(connection, [*(one.oid for one in found.tables), *list_archives(connection)])
+    def _survey_tables(self, plan: VacuumPlan, frozen: Frozen, known: Survey | None = None) -> Survey:
+        """Look at everything; what `known` measured and nobody has touched since is not measured again."""
+        with self.transaction(read_only=True) as connection:
+            found = find_tables(self, connection)
+            archives, retired = list_archives(connection), list_retired(connection)
+            tables = list_tables(connection, [*(one.oid for one in found.tables), *archives, *retired])
+            meter = Meter.of(self, connection)
+        live = {one.oid for one in found.tables}
+        before = {table: known.bloat.get(table.oid) for table in known.tables} if known else {}
+        # Of an archive's partition it matters only where it is large; of a live table it is a metric.
+        measured = [one for one in tables if one.root in live or one.size >= bloating.WORTH_BYTES]
+        bloat = {one.oid: before.get(one) or meter.table(one) for one in measured}
 
-    def _clean(self, table: Table, plan: VacuumPlan, deadline: float) -> Step:
-        """Vacuum and analyze one table, or analyze it alone."""
-        statement = "vacuum" if wants_vacuum(table, plan) else "analyze"
-        before = monotonic()
-        self._send(statement, table, deadline)
+        def is_over(table: Table) -> bool:
+            over = table.oid in retired or is_past(table, archives, plan.now)
+            return plan.freeze_past and over and not frozen.has(table)
+
+        return Survey(found, tables, bloat, decide(tables, plan, bloat, is_over), (*found.missing, *meter.findings))
+
+    def _vacuum_steps(self, survey: Survey, plan: VacuumPlan, frozen: Frozen, deadline: float) -> Steps:
+        indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
+        yield from self.drop_leftovers(indexes, deadline)
+        for due in survey.due:
+            if due.table.may_vacuum:
+                yield self._vacuum_one(due, plan, frozen, deadline)
+        if plan.full:
+            until = not_after(deadline, plan.full_until, plan.now)
+            yield from self._rewrite_tables(self._survey_tables(plan, frozen, known=survey), plan, until)
+        if plan.full:
+            # A rewrite has made every index of its table anew.
+            indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
+        yield from self.mend_indexes(indexes, survey.tables, plan.indexes, plan.now, deadline)
+
+    def _vacuum_one(self, due: Due, plan: VacuumPlan, frozen: Frozen, deadline: float) -> Step:
+        """Vacuum, freeze or analyze one table."""
+        table, before = due.table, monotonic()
+        self.send(load("postgres", "vacuum", due.statement, table.slots), _named(due.statement, table), deadline)
         took = format_seconds(monotonic() - before)
         with self.transaction() as connection:
-            after = next((one for one in list_tables(connection, [table.root]) if one.oid == table.oid), None)
-            holder = _holder(connection) if after and wants_vacuum(after, plan) else ""
+            after = _again(connection, table)
+            holders = list_holders(connection)
         if after is None:
             return Step(what=f"{table.sql_name} was dropped meanwhile")
         if (after.vacuumed, after.analyzed) == (table.vacuumed, table.analyzed):
             # SKIP_LOCKED says it in a warning, in the server's language; that nothing changed says it in any.
             return _left(table, after.busy_pid)
-        if statement == "analyze":
+        if due.statement == "analyze":
             return Step(what=f"analyzed {table.sql_name} in {took}")
+        findings = [held_back(after.sql_name, after.dead, holders)] if wants_vacuum(after, plan) else []
+        said = f"vacuumed {table.sql_name} in {took}: dead rows {table.dead:,} → {after.dead:,}"
+        if due.statement == "freeze":
+            frozen.note(after)
+            said = f"froze {table.sql_name} in {took}: {table.oldest:,} → {after.oldest:,} transactions old"
+            said += f", dead rows {table.dead:,} → {after.dead:,}" if table.dead else ""
+            if after.oldest >= plan.freeze_age:
+                findings.append(not_frozen(after.sql_name, after.oldest, plan.freeze_age, holders))
         return Step(
             rows=max(0, table.dead - after.dead),
-            what=f"vacuumed {table.sql_name} in {took}: dead rows {table.dead:,} → {after.dead:,}, "
-            f"{format_bytes(table.bytes)} → {format_bytes(after.bytes)}",
-            findings=tuple(_held_back(after, holder)) if wants_vacuum(after, plan) else (),
+            what=f"{said}, {format_bytes(table.bytes)} → {format_bytes(after.bytes)} ({due.why})",
+            findings=tuple(findings),
         )
 
-    def _rewrite(self, deadline: float) -> Steps:
+    def _rewrite_tables(self, survey: Survey, plan: VacuumPlan, deadline: float) -> Steps:
         """VACUUM FULL of what is worth it; called inside the policy's window only."""
-        with self.transaction() as connection:
-            _, tables = self._tables(connection)
-            wasted = {table.oid: wasted_bytes(connection, table) for table in tables}
-        for table in tables:
-            if not (table.may_vacuum and worth_rewriting(table, wasted[table.oid])):
+        for table in survey.rewrite(plan):
+            if not table.may_vacuum:
                 continue
             for attempt in range(FULL_TRIES):
                 if attempt:
                     self.rest(random.uniform(0.05, 0.15))  # noqa: S311 - no secret depends on it
-                self._send("vacuum_full", table, deadline)
+                self.send(
+                    load("postgres", "vacuum", "vacuum_full", table.slots), _named("vacuum_full", table), deadline
+                )
                 with self.transaction() as connection:
-                    after = next((one for one in list_tables(connection, [table.root]) if one.oid == table.oid), table)
+                    after = _again(connection, table) or table
                 if after.file != table.file:
-                    yield Step(
-                        what=f"rewrote {table.sql_name}: {format_bytes(table.bytes)} → {format_bytes(after.bytes)}"
-                    )
+                    sizes = f"{format_bytes(table.bytes)} → {format_bytes(after.bytes)}"
+                    yield Step(what=f"rewrote {table.sql_name}: {sizes} ({survey.bloat[table.oid]})")
                     break
             else:
                 yield Step(what=f"did not rewrite {table.sql_name}: no moment without another session on it")
 
-    def _send(self, statement: str, table: Table, deadline: float) -> None:
-        """One statement in autocommit, ended when the run's time is over; raises _Ended where it was."""
-        left = deadline - monotonic()
-        if left <= 0:
-            raise _Ended(f"did not begin {statement.replace('_', ' ')} of {table.sql_name}: the time is used up")
-        try:
-            with self.autocommit(timedelta(seconds=left)) as connection:
-                connection.execute(load("postgres", "vacuum", statement, table.slots))
-        except BackendBusy as error:
-            if self._interrupted.is_set() or monotonic() >= deadline:
-                raise _Ended(
-                    f"ended the {statement.replace('_', ' ')} of {table.sql_name}: the run's time is over"
-                ) from error
-            if code_of(error) != STATEMENT_TIMEOUT:
-                raise
-            raise BackendBusy(
-                f"{statement} of {table.sql_name} was cancelled by the server or by somebody",
-                "is a statement_timeout set for backendops' role or database? "
-                "ALTER ROLE … SET statement_timeout = 0; every statement of backendops has a limit of its own",
-            ) from error
+
+def _again(connection: Connection, table: Table) -> Table | None:
+    return next((one for one in list_tables(connection, [table.oid]) if one.oid == table.oid), None)
+
+
+def _named(statement: str, table: Table) -> str:
+    return f"{statement.replace('_', ' ')} of {table.sql_name}"
 
 
 def _left(table: Table, pid: int | None) -> Step:
@@ -166,47 +202,35 @@ def _left(table: Table, pid: int | None) -> Step:
     return Step(what=f"left {table.sql_name} alone: {who} on it now")
 
 
-def _shown(tables: Sequence[Table], statement: str) -> list[str]:
-    sql = statements("postgres", "vacuum")[statement].splitlines()[-1]
-    return [fill(sql, {"table": table.sql_name}) for table in tables if table.may_vacuum]
+def _shown(table: Table, statement: str) -> str:
+    return fill(statements("postgres", "vacuum")[statement].splitlines()[-1], {"table": table.sql_name})
 
 
-def _readings(labels: Sequence[str], found: FoundTables, tables: Sequence[Table]) -> Iterator[Reading]:
-    """Bytes and dead rows of each of Celery's tables, its partitions included; 0 where it is not there yet."""
-    oids = {table.label: table.oid for table in found.tables}
+def _readings(labels: Sequence[str], survey: Survey) -> Iterator[Reading]:
+    """Of each of Celery's tables, its partitions included; 0 where it is not there yet."""
+    oids = {table.label: table.oid for table in survey.found.tables}
     for label in labels:
-        parts = [one for one in tables if one.root == oids.get(label)]
+        parts = [one for one in survey.tables if one.root == oids.get(label)]
+        wasted = sum(survey.bloat[one.oid].wasted for one in parts)
         yield metrics.TABLE_BYTES.read(sum(one.bytes for one in parts), table=label)
         yield metrics.TABLE_DEAD_ROWS.read(sum(one.dead for one in parts), table=label)
+        yield metrics.TABLE_BLOAT_BYTES.read(wasted, table=label)
+        yield metrics.TABLE_FREEZE_AGE.read(max((one.oldest for one in parts), default=0), table=label)
 
 
-def _not_permitted(tables: Sequence[Table]) -> Iterator[Finding]:
-    for table in tables:
-        if not table.may_vacuum:
+def _refusals(tables: Sequence[Table]) -> Iterator[Finding]:
+    return not_permitted([(one.sql_name, one.owner) for one in tables if not one.may_vacuum])
+
+
+def _bloated(survey: Survey, plan: VacuumPlan) -> Iterator[Finding]:
+    """What no vacuum mends: room that only new rows use, unless the table is rewritten."""
+    vacuumed_first = {one.table.oid for one in survey.due}
+    for table in survey.rewrite(plan):
+        if table.oid not in vacuumed_first and not plan.full:
             yield Finding(
-                Severity.WARNING,
-                "vacuum.not-permitted",
-                f"backendops' role may not vacuum {table.sql_name}: it belongs to {table.owner}",
-                f"GRANT {quoted(table.owner)} TO backendops' role; "
-                f"or, on PostgreSQL 17 and newer, GRANT MAINTAIN ON {table.sql_name} TO it",
+                Severity.INFO,
+                "vacuum.bloated",
+                f"{survey.bloat[table.oid]} in {table.sql_name}: new rows use it again, a vacuum gives none of it back",
+                "a window for VACUUM FULL (`full:` of the vacuum job), which locks everybody out while it runs, "
+                "or pg_repack",
             )
-
-
-def _holder(connection: Connection) -> str:
-    """Who holds back the removal of dead rows, in words; empty where nobody is seen to."""
-    row = connection.execute(load("postgres", "vacuum", "find_holder")).one_or_none()
-    if row is None:
-        return ""
-    pid = f" (pid {row.pid})" if row.pid else ""
-    since = f", since {row.since:%Y-%m-%d %H:%M:%S} UTC" if row.since else ""
-    return f"{row.kind} {row.name}{pid}{since}"
-
-
-def _held_back(table: Table, holder: str) -> Iterator[Finding]:
-    yield Finding(
-        Severity.WARNING,
-        "vacuum.held-back",
-        f"{table.dead:,} dead rows of {table.sql_name} could not be removed: "
-        f"{holder or 'a transaction that has ended meanwhile'} may still need them",
-        "end that transaction, or drop the slot if nothing reads it any more; backendops ends nobody's session",
-    )

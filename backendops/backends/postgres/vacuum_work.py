@@ -1,21 +1,15 @@
-"""Which tables are worth a vacuum or an analyze, and whether one is worth rewriting."""
+"""The tables that a vacuum is decided for, as the server's statistics and catalog see them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.tables import quoted
 from backendops.backends.sql_files import literal, load
-from backendops.contracts.capabilities import VacuumPlan
-
-# A rewrite locks everybody out: it must give back a third of the table, and more than the next week fills again.
-FULL_RATIO: Final = 0.3
-FULL_BYTES: Final = 16 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +24,26 @@ class Table:
     dead: int
     live: int
     changed: int
+    """Rows since the last analyze."""
+    changes: int
+    """Rows since the statistics began."""
     analyzed: datetime | None
     vacuumed: datetime | None
     bytes: int
     heap_bytes: int
+    toast: int
+    """Its TOAST table, by oid; 0 where it has none."""
+    toast_bytes: int
     file: int | None
     """The number of the file on disk: another one after a rewrite."""
     planned_rows: float
+    age: int
+    """Transactions since its oldest row that is not frozen, TOAST included."""
+    multixact_age: int
+    all_visible: bool
+    all_frozen: bool | None
+    """None where the server cannot say: before PostgreSQL 18."""
+    bounds: str | None
     owner: str
     may_vacuum: bool
     busy_pid: int | None
@@ -45,6 +52,16 @@ class Table:
     def sql_name(self) -> str:
         """Schema and name as SQL."""
         return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def size(self) -> int:
+        """Heap and TOAST in bytes, without the indexes."""
+        return self.heap_bytes + self.toast_bytes
+
+    @property
+    def oldest(self) -> int:
+        """In transactions or multixacts, whichever are more."""
+        return max(self.age, self.multixact_age)
 
     @property
     def slots(self) -> dict[str, str]:
@@ -61,39 +78,3 @@ def list_tables(connection: Connection, roots: Sequence[int]) -> tuple[Table, ..
 def list_archives(connection: Connection) -> tuple[int, ...]:
     """Every archive of ours in this database, whichever policy named it."""
     return tuple(connection.execute(load("postgres", "vacuum", "list_archives")).scalars())
-
-
-def wants_vacuum(table: Table, plan: VacuumPlan) -> bool:
-    """Are there enough dead rows, in number and in proportion?"""
-    if table.is_parent or table.dead < plan.dead_rows:
-        return False
-    return table.dead >= plan.dead_ratio * (table.dead + table.live)
-
-
-def wants_analyze(table: Table, tables: Sequence[Table], plan: VacuumPlan) -> bool:
-    """Are its statistics old, and have rows changed since?"""
-    if table.analyzed is not None and table.analyzed > plan.now - plan.analyze_after:
-        return False
-    if not table.is_parent:
-        return table.changed > 0
-    # A parent's own counters never move: it is as changed as the partitions below it.
-    below = [one for one in tables if one.root == table.root and not one.is_parent]
-    return any(
-        one.changed > 0 or (one.analyzed is not None and (table.analyzed is None or one.analyzed > table.analyzed))
-        for one in below
-    )
-
-
-def wasted_bytes(connection: Connection, table: Table) -> int:
-    """An estimate of what a rewrite would give back of the heap; 0 where there are no statistics to tell."""
-    row_bytes: float | None = connection.execute(
-        load("postgres", "vacuum", "estimate_row_bytes"), {"schema": table.schema, "name": table.name}
-    ).scalar_one()
-    if row_bytes is None or table.is_parent:
-        return 0
-    return max(0, table.heap_bytes - round(table.planned_rows * row_bytes))
-
-
-def worth_rewriting(table: Table, wasted: int) -> bool:
-    """Is the room that a rewrite gives back worth its lock?"""
-    return wasted >= FULL_BYTES and wasted >= FULL_RATIO * table.heap_bytes

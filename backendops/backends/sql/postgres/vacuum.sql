@@ -24,12 +24,24 @@ SELECT
     coalesce(s.n_dead_tup, 0) AS dead,
     coalesce(s.n_live_tup, 0) AS live,
     coalesce(s.n_mod_since_analyze, 0) AS changed,
+    coalesce(s.n_tup_ins + s.n_tup_upd + s.n_tup_del, 0) AS changes,
     greatest(s.last_analyze, s.last_autoanalyze) AS analyzed,
     greatest(s.last_vacuum, s.last_autovacuum) AS vacuumed,
     CASE WHEN c.relkind = 'p' THEN 0 ELSE pg_catalog.pg_total_relation_size(c.oid) END AS bytes,
     CASE WHEN c.relkind = 'p' THEN 0 ELSE pg_catalog.pg_relation_size(c.oid) END AS heap_bytes,
+    coalesce(o.oid, 0) AS toast,
+    coalesce(pg_catalog.pg_relation_size(o.oid), 0) AS toast_bytes,
     pg_catalog.pg_relation_filenode(c.oid)::bigint AS file,
     greatest(c.reltuples, 0)::float8 AS planned_rows,
+    -- Of both: the server must freeze the one and the other.
+    CASE WHEN c.relkind = 'p' THEN 0 ELSE greatest(age(c.relfrozenxid), age(o.relfrozenxid)) END AS age,
+    CASE WHEN c.relkind = 'p' THEN 0 ELSE greatest(mxid_age(c.relminmxid), mxid_age(o.relminmxid)) END AS multixact_age,
+    c.relallvisible >= v.pages AND coalesce(o.relallvisible >= v.toast_pages, TRUE) AS all_visible,
+    -- PostgreSQL 18 has this column, older ones do not: NULL there. It is as old as the last vacuum.
+    (pg_catalog.to_jsonb(c) ->> 'relallfrozen')::bigint >= v.pages
+    AND coalesce((pg_catalog.to_jsonb(o) ->> 'relallfrozen')::bigint >= v.toast_pages, TRUE)
+    AND coalesce(s.n_ins_since_vacuum + s.n_dead_tup, 0) = 0 AS all_frozen,
+    pg_catalog.pg_get_expr(c.relpartbound, c.oid) AS bounds,
     pg_catalog.pg_get_userbyid(c.relowner) AS owner,
     -- A database's owner may vacuum every table in it; from 17 on MAINTAIN can be granted.
     pg_has_role(c.relowner, 'USAGE')
@@ -58,19 +70,36 @@ CROSS JOIN LATERAL (
 JOIN pg_catalog.pg_class AS c ON c.oid = t.relid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_stat_all_tables AS s ON s.relid = c.oid
+LEFT JOIN pg_catalog.pg_class AS o ON o.oid = c.reltoastrelid
+CROSS JOIN LATERAL (
+    -- From the files: the catalog's own count is as old as the last vacuum.
+    SELECT
+        CASE WHEN c.relkind = 'r' THEN pg_catalog.pg_relation_size(c.oid) ELSE 0 END
+        / current_setting('block_size')::bigint AS pages,
+        coalesce(pg_catalog.pg_relation_size(o.oid), 0) / current_setting('block_size')::bigint AS toast_pages
+) AS v
 WHERE c.relkind IN ('r', 'p')
 ORDER BY dead DESC, n.nspname, c.relname;
 
--- name: estimate_row_bytes
--- From the planner's statistics, as the row lies in the heap (a long value is a pointer of 18 bytes there): 24 bytes
--- of header, 4 of line pointer and some 4 of alignment beside the columns' widths. NULL where there are none.
-SELECT (sum(s.avg_width * (1 - s.null_frac)) + 32)::float8 AS row_bytes
-FROM pg_catalog.pg_stats AS s
-WHERE s.schemaname = CAST(:schema AS name) AND s.tablename = CAST(:name AS name) AND NOT s.inherited;
+-- name: list_commented
+-- Tables that carry a comment of ours and are part of nothing any more: among them those in quarantine.
+SELECT c.oid, d.description AS comment
+FROM pg_catalog.pg_description AS d
+JOIN pg_catalog.pg_class AS c ON c.oid = d.objoid
+WHERE d.classoid = 'pg_catalog.pg_class'::regclass
+    AND d.objsubid = 0
+    AND d.description LIKE '{"backendops"%'
+    AND c.relkind = 'r'
+    AND NOT c.relispartition;
 
 -- name: vacuum
 -- SKIP_LOCKED: a vacuum that queues for the lock would make autovacuum give up its own work after a second.
-VACUUM (ANALYZE, SKIP_LOCKED) /* table */ celery_taskmeta;
+-- PARALLEL 0: one process reads at a time, as autovacuum's does; the application has the disk's other half.
+VACUUM (ANALYZE, SKIP_LOCKED, PARALLEL 0) /* table */ celery_taskmeta;
+
+-- name: freeze
+-- Reads every page that is not frozen yet and freezes all it may: no vacuum against wraparound reads them again.
+VACUUM (FREEZE, ANALYZE, SKIP_LOCKED, PARALLEL 0) /* table */ celery_taskmeta;
 
 -- name: analyze
 -- Statistics alone, for tables that change without dying rows.
@@ -80,31 +109,3 @@ ANALYZE (SKIP_LOCKED) /* table */ celery_taskmeta;
 -- Rewrites the table under an exclusive lock, inside the policy's window only; SKIP_LOCKED, so that it never queues
 -- for that lock with every writer behind it.
 VACUUM (FULL, ANALYZE, SKIP_LOCKED) /* table */ celery_taskmeta;
-
--- name: find_holder
--- What keeps dead rows from being removed: the oldest snapshot of a session, a slot, a prepared transaction or a
--- replica with hot_standby_feedback. Sessions of other databases do not hold back these tables.
-SELECT kind, name, pid, since
-FROM (
-    SELECT
-        'session' AS kind,
-        coalesce(nullif(a.application_name, ''), a.usename) AS name,
-        a.pid,
-        a.xact_start AS since,
-        greatest(age(a.backend_xmin), age(a.backend_xid)) AS xmin_age
-    FROM pg_catalog.pg_stat_activity AS a
-    WHERE a.pid <> pg_backend_pid() AND a.datname = current_database() AND a.backend_type <> 'walsender'
-    UNION ALL
-    SELECT 'replication slot', s.slot_name, s.active_pid, NULL, age(s.xmin)
-    FROM pg_catalog.pg_replication_slots AS s
-    UNION ALL
-    SELECT 'prepared transaction', p.gid, NULL, p.prepared, age(p.transaction)
-    FROM pg_catalog.pg_prepared_xacts AS p
-    WHERE p.database = current_database()
-    UNION ALL
-    SELECT 'replica', r.application_name, r.pid, NULL, age(r.backend_xmin)
-    FROM pg_catalog.pg_stat_replication AS r
-) AS holders
-WHERE xmin_age IS NOT NULL
-ORDER BY xmin_age DESC
-LIMIT 1;
