@@ -48,7 +48,7 @@ class Job(BaseModel, ABC):
     )
     batch_time: FixedDuration = Field(
         timedelta(milliseconds=250),
-        description="What one batch aims to take, so that no writer waits longer behind it.",
+        description="What one batch may take, so that no writer waits longer behind it.",
     )
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = Field(
         1000,

@@ -7,9 +7,11 @@ from datetime import timedelta
 
 import pytest
 
+from backendops.engine.pacing import AIM as SHARE
 from backendops.engine.pacing import GROWTH, LARGEST, REST_RATIO, SMALLEST, TimedPace
 
-AIM = 0.25
+# What batches of the default batch_time, 250 ms, aim at.
+AIM = 0.25 * SHARE
 
 
 def drive(pace: TimedPace, seconds_for: Callable[[int], float], batches: int) -> list[float]:
@@ -42,7 +44,7 @@ def test_a_server_that_becomes_slow_is_followed_at_once() -> None:
     pace = TimedPace(1000)
     drive(pace, lambda rows: rows / 40_000, 20)
     took = drive(pace, lambda rows: rows / 4_000, 4)
-    assert took[0] > 2  # nobody could know
+    assert took[0] > 1  # nobody could know
     assert took[2] < 2 * AIM
 
 
@@ -97,4 +99,4 @@ def test_timeouts_never_go_below_the_floor() -> None:
 def test_rest_is_a_part_of_the_work_and_never_longer_than_a_batch() -> None:
     pace = TimedPace(1000, timedelta(milliseconds=100))
     assert pace.rest(0.1) == pytest.approx(0.1 * REST_RATIO)
-    assert pace.rest(600) == pytest.approx(0.1)
+    assert pace.rest(600) == pytest.approx(0.1 * SHARE)
