@@ -15,7 +15,8 @@ import redis
 # A chord reads its members' results until its body runs, about two seconds after the last of them.
 SETTLED: Final = timedelta(seconds=6)
 
-# Most are due for the archive, some of those for partitions that are retired, and every seventh for removal.
+# Most are due for the archive, some of those for partitions that are retired, and every seventh for removal; failures,
+# which stay out of the archive, are due for removal after 90 days.
 # LOCALTIMESTAMP is UTC here, as Celery's date_done is: it is the server's time zone.
 _AGE: Final = """CASE WHEN mod(id, 7) = 0 THEN interval '15 months'
                       ELSE interval '8 days' + mod(id * 37, 200) * interval '1 day' END"""

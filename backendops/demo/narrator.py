@@ -15,9 +15,13 @@ _MARKS: Final = {"warning": "!", "critical": "!!"}
 
 # A run says first how much was due; what it then did says how much that was.
 _DUE: Final = re.compile(r"[\d,]+ results? (is|are) due")
-# More than fits a line or two: the status page and the log have the rest.
-_CLAUSES: Final = 2
+_DONE: Final = "nothing that is due is left"
 _QUOTED: Final = re.compile(r'"public"\.|"')
+# What a run's rows went through. Of a vacuum they are dead rows, of which its clauses tell.
+_OF_ROWS: Final = re.compile(r"(moved to|removed from) (\S+)|given an expiry")
+# What is done to one table after the other, and the table.
+_OF_TABLES: Final = re.compile(r"(made|detached|dropped|analyzed|vacuumed) (?:the archive )?(\w+)")
+_PARTITION: Final = re.compile(r"_p\d{4}")
 
 
 def narrate(lines: Iterable[str]) -> None:
@@ -57,15 +61,10 @@ def sentences(line: str, told: set[tuple[Any, ...]]) -> Iterable[str]:
 def _run(event: dict[str, Any], told: set[tuple[Any, ...]]) -> Iterable[str]:
     job, backend, rows = event.get("job"), event.get("backend"), event.get("rows", 0)
     what = _QUOTED.sub("", str(event.get("what") or ""))
-    clauses = [clause for clause in what.split("; ") if clause and not _DUE.fullmatch(clause)]
     if event.get("outcome") != "completed":
         said = ": ".join(str(event[key]) for key in ("outcome", "error", "hint") if event.get(key))
-    elif clauses:
-        said = "; ".join(_shorter(clauses))
-        if rows:
-            said = f"{rows:,} {said}"
     else:
-        said = f"{rows:,} rows" if rows else "nothing to do"
+        said = in_words(rows, what.split("; ")) or (f"{rows:,} rows" if rows else "nothing to do")
     # A probe, or a run that found nothing, is worth one line, not one every five seconds.
     is_quiet = said == "nothing to do" or (job in JOBS and not JOBS[job].changes)
     if is_quiet and event.get("outcome") == "completed":
@@ -75,20 +74,31 @@ def _run(event: dict[str, Any], told: set[tuple[Any, ...]]) -> Iterable[str]:
     yield f"{_clock(event)}  {job:<12} on {backend:<8} {said}  ({1000 * event.get('seconds', 0):,.0f} ms)"
 
 
-def _shorter(clauses: list[str]) -> list[str]:
-    """`made a; made b; made c; detached d` reads `made 3, the last of them c; detached d`."""
-    if len(clauses) <= _CLAUSES:
-        return clauses
-    groups: dict[str, list[str]] = {}
+def in_words(rows: int, clauses: Iterable[str]) -> str:
+    """What a run did, rows first, tables of one fate in one clause: `130 moved to a and b; made 2 tables, ...`."""
+    rest: dict[str, list[str]] = {}
+    through: dict[str, list[str]] = {}
     for clause in clauses:
-        if clause.startswith("it "):
-            # Said of the clause before it.
+        if counted := _OF_ROWS.fullmatch(clause):
+            through.setdefault(counted[1] or clause, []).extend([counted[2]] if counted[2] else [])
+        elif clause == _DONE or _DUE.fullmatch(clause) or clause.startswith("it "):
+            # Said of the clause before it, as are the rows of what was due.
             continue
-        groups.setdefault(clause.split()[0], []).append(clause)
-    return [
-        alike[0] if len(alike) == 1 else f"{verb} {len(alike)}, the last of them {' '.join(alike[-1].split()[1:])}"
-        for verb, alike in groups.items()
-    ]
+        elif clause:
+            table = _OF_TABLES.match(clause)
+            rest.setdefault(table[1] if table else clause, []).append(clause)
+    first = [f"{did} {' and '.join(to)}".rstrip() for did, to in through.items()] if rows else []
+    if first:
+        first[0] = f"{rows:,} {first[0]}"
+    return "; ".join([*first, *(_together(did, alike) for did, alike in rest.items())])
+
+
+def _together(did: str, alike: list[str]) -> str:
+    last = _OF_TABLES.match(alike[-1])
+    if len(alike) == 1 or not last:
+        return alike[0]
+    kind = "partitions" if _PARTITION.search(last[2]) else "tables"
+    return f"{did} {len(alike)} {kind}, {last[2]} the last"
 
 
 def _clock(event: dict[str, Any]) -> str:

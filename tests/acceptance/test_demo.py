@@ -21,7 +21,7 @@ from tests.servers import ROOT, children_of
 
 JOBS = {"expire", "archive", "partition", "vacuum", "redis-memory", "pool-health"}
 # Those whose rows are rows or keys that they changed.
-CHANGING = {("expire", "cache"), ("archive", "results"), ("vacuum", "results")}
+CHANGING = {("expire", "cache"), ("expire", "results"), ("archive", "results"), ("vacuum", "results")}
 
 # It takes ten seconds on an idle machine with two processors.
 PATIENCE = 90
@@ -103,6 +103,7 @@ def test_every_job_has_work_and_ctrl_c_ends_it_all(tmp_path: Path) -> None:
     assert "nothing of it is left running" in said
     assert re.search(r"archive +on results +[\d,]+ moved", said)
     assert re.search(r"expire +on cache +[\d,]+ given an expiry", said)
+    assert re.search(r"expire +on results +[\d,]+ removed from celery_taskmeta", said)
     assert "Traceback" not in said
 
 
