@@ -121,7 +121,8 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
 
         def is_over(table: Table) -> bool:
             over = table.oid in retired or is_past(table, archives, plan.now)
-            return plan.freeze_past and over and not frozen.has(table)
+            # Another role's archive in the same database is that role's to freeze.
+            return plan.freeze_past and over and table.may_vacuum and not frozen.has(table)
 
         return Survey(found, tables, bloat, decide(tables, plan, bloat, is_over), (*found.missing, *meter.findings))
 
