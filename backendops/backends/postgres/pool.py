@@ -177,12 +177,12 @@ def _free_ids(connection: Connection, table: LiveTable, notes: list[str]) -> flo
         notes.append(f"ids left in {table.sql_name}: its id is {row.id_type}, which has no end to measure against")
         return None
     if not row.may_read:
-        notes.append(f"ids left in {table.sql_name}: GRANT SELECT ON {table.sql_name} TO {quoted(table.role)};")
+        notes.append(f"ids left in {table.sql_name}: GRANT SELECT ON {table.sql_name} TO {quoted(table.role)}")
         return None
     if row.sequence is not None and not row.may_read_sequence:
         notes.append(
             f"ids left in {table.sql_name} are counted by its rows alone: "
-            f"GRANT SELECT ON SEQUENCE {row.sequence} TO {quoted(table.role)};"
+            f"GRANT SELECT ON SEQUENCE {row.sequence_name} TO {quoted(table.role)}"
         )
     newest = connection.execute(load("postgres", "pool", "read_newest_id", {"live": table.slot})).scalar_one()
     return max(0.0, 1 - max(newest or 0, row.last_value or 0) / ID_RANGE[row.id_type])

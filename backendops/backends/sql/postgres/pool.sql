@@ -58,6 +58,12 @@ SELECT
 SELECT
     a.atttypid::regtype::text AS id_type,
     s.sequence::text AS sequence,
+    (
+        SELECT format('%I.%I', sn.nspname, sc.relname)
+        FROM pg_class AS sc
+        JOIN pg_namespace AS sn ON sn.oid = sc.relnamespace
+        WHERE sc.oid = s.sequence
+    ) AS sequence_name,
     CASE WHEN has_sequence_privilege(s.sequence, 'SELECT,USAGE') THEN pg_sequence_last_value(s.sequence) END AS last_value,
     has_sequence_privilege(s.sequence, 'SELECT,USAGE') AS may_read_sequence,
     has_table_privilege(c.oid, 'SELECT') OR has_column_privilege(c.oid, a.attnum, 'SELECT') AS may_read
