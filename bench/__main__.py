@@ -9,7 +9,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import partitions, postgres
+from bench import partitions, postgres, redis_bench
 from bench.goals import Goal, table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
@@ -102,10 +102,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-rows", type=int, default=5_000_000)
     parser.add_argument("--partition-rows", type=int, default=5_000_000)
+    parser.add_argument("--keys", type=int, default=1_000_000, help="results in Redis")
     parser.add_argument("--write", action="store_true", help="keep the table in docs/benchmarks.md")
     arguments = parser.parse_args()
     goals = removing(arguments.rows, arguments.rounds, arguments.memory_rows)
     goals += partitions.retiring(arguments.partition_rows)
+    goals += redis_bench.measure(arguments.keys, arguments.rounds)
     text = table(goals)
     sys.stdout.write(text)
     if arguments.write:

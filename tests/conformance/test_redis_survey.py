@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,12 +15,14 @@ import redis
 from click.testing import CliRunner, Result
 
 from backendops.backends.redis import survey as surveying
+from backendops.backends.redis.courtesy import AMONG_OTHERS, Courtesy
 from backendops.cli import cli
 from backendops.contracts.keyspace import BUCKETS, Keyspace
 from backendops.contracts.run import NoWatermarks
 from backendops.jobs.redis_memory import RedisMemory
 from tests.conformance.redis_canary import broker_and_others, canary
 from tests.conformance.redis_store import client_of, everything, opened
+from tests.redis_fleets import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
 
@@ -183,3 +186,24 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, valkey_url: str) -> None
     dead = command(tmp_path, "redis://127.0.0.1:1/0", "cache")
     assert dead.return_value == 3
     assert "cannot be reached" in dead.output
+
+
+def test_calls_are_short_while_others_use_the_server_and_longer_while_nobody_does(valkey_url: str) -> None:
+    courtesy = Courtesy(0.002)
+    stop = threading.Event()
+
+    def ask() -> None:
+        with client_of(valkey_url) as other:
+            while not stop.is_set():
+                other.get("celery-task-meta-none")
+
+    with client_of(valkey_url) as client:
+        assert until(lambda: courtesy.seconds(client) == 0.002), "nobody else is there"
+        application = threading.Thread(target=ask)
+        application.start()
+        try:
+            assert until(lambda: courtesy.seconds(client) == AMONG_OTHERS)
+        finally:
+            stop.set()
+            application.join()
+        assert until(lambda: courtesy.seconds(client) == 0.002)

@@ -12,6 +12,7 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from backendops.backends.redis import lists, plain, scripts
+from backendops.backends.redis.courtesy import Courtesy
 from backendops.backends.redis.decide import (
     HEAD,
     OVERDUE,
@@ -31,7 +32,7 @@ from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Preview, Step, Steps, Watermarks
 
-# The script ends at the next stretch after this, measured by the server's own clock: every client waits so long.
+# The script ends at the next stretch after this, by the server's own clock, where nobody else asks the server.
 CALL_SECONDS: Final = 0.002
 
 # Keys of one SCAN inside the script: about 0.1 ms, by which the call may pass its time.
@@ -59,6 +60,7 @@ class Sweep:
         self._writes = writes
         self.scripted = True
         self.most = MOST_PER_CALL
+        self._courtesy = Courtesy(CALL_SECONDS)
         # In a cluster keys of different slots may not stand in one command; harmless where there are no slots.
         self.one_by_one = False
         self.tally = Tally()
@@ -86,10 +88,10 @@ class Sweep:
         return self._plain_page(node.client, cursor)
 
     def _scripted_page(self, client: redis.Redis, cursor: int) -> tuple[int, Page]:
-        keys = self._decision.keys
-        answer: list[Any] = scripts.call(
-            client, "sweep", [], [cursor, keys.pattern, STRETCH, self.most, *self._arguments]
-        )
+        seconds, started = self._courtesy.seconds(client), time.monotonic()
+        arguments = [cursor, self.pattern, STRETCH, self.most, seconds, *self._arguments]
+        answer: list[Any] = scripts.call(client, "sweep", [], arguments)
+        self._courtesy.rest(time.monotonic() - started)
         tally, oldest = self.tally, answer[8]
         tally.given += answer[2]
         tally.shortened += answer[3]
@@ -142,7 +144,7 @@ class Sweep:
         own = [item for state in states for item in (state, _moment(due.cutoff_of(state)))]
         now, chord_keep, group_keep = self._decision.now, self._decision.chord_keep, self._decision.group_keep
         return [
-            CALL_SECONDS, keys.task, keys.group, "write" if self._writes else "count",
+            keys.task, keys.group, "write" if self._writes else "count",
             _moment(now), _moment(due.cutoff),
             _moment(None if group_keep is None else now - group_keep),
             _moment(None if chord_keep is None else now - chord_keep),

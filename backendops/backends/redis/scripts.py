@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 import redis
+from redis.commands.core import Script
 from redis.exceptions import NoPermissionError, ResponseError
 
 
@@ -17,9 +18,15 @@ def source(name: str) -> str:
     return "".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("clock", name))
 
 
+@cache
+def script(name: str) -> Script:
+    """The script, its hash known: no server is asked for that."""
+    return redis.Redis().register_script(source(name))
+
+
 def call(client: redis.Redis, name: str, keys: list[bytes], arguments: list[Any]) -> Any:
     """Run a script on one server; it is sent once and then named by its hash."""
-    return client.register_script(source(name))(keys=keys, args=arguments)
+    return script(name)(keys=keys, args=arguments, client=client)
 
 
 def are_forbidden(error: Exception) -> bool:

@@ -2,8 +2,8 @@
 -- ARGV: cursor, keys of a SCAN, most keys, seconds, task prefix, group prefix, 1 where keys that are no results may be
 --   asked about, bytes of a value read whole, bytes of head, bytes of tail, elements of a set that are weighed, then for
 --   each kind (task, group, chord, rpc, broker, foreign) how many keys are left until one is weighed, and every how many.
--- Returns {cursor, keys seen, 1 where others may still be asked about, {names of bindings}, {for each kind: keys, without
---   a time to live, and up to 1 m, 1 h, 6 h, 1 d, 7 d, 30 d, 90 d, more}, {for each kind: keys left},
+-- Returns {cursor, keys seen, 1 where others may still be asked about, {names of bindings}, for each kind, as one text: keys, without
+--   a time to live, and up to 1 m, 1 h, 6 h, 1 d, 7 d, 30 d, 90 d, more, for each kind, as one text: keys left,
 --   {kind, key, bytes, length, value or its two ends}...}.
 local call, ask, sub, find, match = redis.call, redis.pcall, string.sub, string.find, string.match
 local started, most, seconds = clock(), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -110,10 +110,7 @@ repeat
         end
     end
 until cursor == '0' or seen >= most or clock() - started >= seconds
-local flat = {}
 for kind = 1, 6 do
-    for i = 1, 10 do
-        flat[#flat + 1] = counts[kind][i]
-    end
+    counts[kind] = table.concat(counts[kind], ' ')
 end
-return {cursor, seen, may and 1 or 0, bindings, flat, left, unpack(weighed)}
+return {cursor, seen, may and 1 or 0, bindings, table.concat(counts, ' '), table.concat(left, ' '), unpack(weighed)}

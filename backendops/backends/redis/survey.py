@@ -14,12 +14,13 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from backendops.backends.redis import payload, plain_survey, scripts
 from backendops.backends.redis.census import KINDS, OTHER, Census
+from backendops.backends.redis.courtesy import Courtesy
 from backendops.backends.redis.keys import ResultKeys, is_broker_key
 from backendops.backends.redis.nodes import Node, Nodes, walk
 from backendops.contracts.keyspace import BUCKETS, KEY_KINDS, Keyspace, KindOfKeys, Share
 from backendops.contracts.run import Watermarks
 
-# The script ends at the next stretch after this, by the server's own clock: every client waits so long.
+# The script ends at the next stretch after this, by the server's own clock, where nobody else asks the server.
 CALL_SECONDS: Final = 0.001
 
 # Keys of one SCAN inside the script: about 0.1 ms, by which the call may pass its time.
@@ -62,6 +63,7 @@ class Survey:
         self.seconds = self.longest_call = 0.0
         self.complete = False
         self._finished: set[str] = set()
+        self._courtesy = Courtesy(CALL_SECONDS)
 
     def page(self, node: Node, cursor: int) -> tuple[int, int]:
         """One call; the next cursor, and how many keys were met."""
@@ -70,7 +72,9 @@ class Survey:
             cursor = 0
         census, started = self._censuses[node.identity], time.monotonic()
         answer = self._call(node.client, cursor, census)
-        self.longest_call = max(self.longest_call, time.monotonic() - started)
+        took = time.monotonic() - started
+        self.longest_call = max(self.longest_call, took)
+        self._courtesy.rest(took)
         cursor, seen, may, bindings, flat, self._left, *weighed = answer
         self._may = bool(may)
         census.bindings += [name.decode(errors="replace") for name in bindings]
@@ -84,13 +88,16 @@ class Survey:
     def _call(self, client: redis.Redis, cursor: int, census: Census) -> list[Any]:
         every = [self._every(census.counts[kind][0]) for kind in range(KINDS)]
         if self.scripted:
+            seconds = self._courtesy.seconds(client)
             arguments: list[Any] = [
-                cursor, STRETCH, MOST_PER_CALL, CALL_SECONDS, self._keys.task, self._keys.group, int(self._may),
+                cursor, STRETCH, MOST_PER_CALL, seconds, self._keys.task, self._keys.group, int(self._may),
                 WHOLE, HEAD, TAIL, SAMPLES,
                 *(number for kind in range(KINDS) for number in (min(self._left[kind], every[kind] - 1), every[kind])),
             ]  # fmt: skip
             try:
-                return list(scripts.call(client, "survey", [], arguments))
+                cursor, seen, may, bindings, counts, left, *weighed = scripts.call(client, "survey", [], arguments)
+                # Numbers as text: reading seventy answers one by one would take longer than the call.
+                return [cursor, seen, may, bindings, [*map(int, counts.split())], [*map(int, left.split())], *weighed]
             except (NoPermissionError, ResponseError) as error:
                 if not scripts.are_forbidden(error):
                     raise
