@@ -6,8 +6,11 @@ import base64
 import gzip
 import hashlib
 import json
+import os
+import signal
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +23,7 @@ from backendops.backends.files import FileStore
 from backendops.backends.postgres import PostgresBackend
 from backendops.contracts.archive import ArchiveStore
 from backendops.contracts.capabilities import ArchivePlan
+from backendops.contracts.errors import BackendBusy
 from backendops.contracts.run import Limits
 from tests.conformance.stores import ARCHIVE, GROUP_ARCHIVE, TableStore
 
@@ -27,7 +31,7 @@ COLUMNS = (
     "id", "task_id", "status", "result", "date_done", "traceback", "children", "name", "args", "kwargs", "worker",
     "retries", "queue", "stamps",
 )  # fmt: skip
-BYTES = {"result", "children", "args", "kwargs", "stamps"}
+BYTES = {"result", "children", "args", "kwargs", "stamps", "meta"}
 SOURCE = "results"
 
 
@@ -134,3 +138,37 @@ def checksum(*places: Iterable[dict[str, Any]]) -> str:
 
 def _plain(value: Any) -> Any:
     return bytes(value) if isinstance(value, memoryview) else value
+
+
+def is_free(destination: Destination | None) -> bool:
+    """Does no run hold the archive?"""
+    assert destination is not None
+    try:
+        with destination.opened():
+            return True
+    except BackendBusy:
+        return False
+
+
+def die_at(owner: Any, name: str, when: str, doing: Callable[[], object]) -> None:
+    """Do it in a process of its own, which SIGKILL ends before or after that method's first call."""
+    with warnings.catch_warnings():
+        # The child does nothing with the threads that it does not have.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        original = getattr(owner, name)
+
+        def killing(*args: Any, **kwargs: Any) -> None:
+            if when == "after":
+                original(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(owner, name, killing)
+        try:
+            doing()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it was over before it was killed"
+    assert os.WTERMSIG(status) == signal.SIGKILL

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import warnings
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import psycopg2
 import pytest
@@ -23,7 +19,7 @@ from backendops.contracts.errors import BackendBusy, BackendError, BackendRefuse
 from backendops.contracts.retention import Retention
 from backendops.jobs.moving import move
 from tests.celery_rows import back_date, celery_results, fill_celery_table
-from tests.conformance.destinations import Destination, Files, Tables, checksum, live_rows
+from tests.conformance.destinations import Destination, Files, Tables, checksum, die_at, is_free, live_rows
 from tests.conformance.postgres_store import other_role, until
 from tests.conformance.stores import GROUPS, LIVE, FixedPace, TableStore, drive
 from tests.servers import Postgres
@@ -178,30 +174,6 @@ IN_TABLES = {
 }
 
 
-def run_and_be_killed(source: TableStore, destination: Destination, owner: Any, name: str, when: str) -> None:
-    """A run in a process of its own, which is gone at that call."""
-    with warnings.catch_warnings():
-        # The child does nothing with the threads that it does not have.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        original = getattr(owner, name)
-
-        def killing(*args: Any, **kwargs: Any) -> None:
-            if when == "after":
-                original(*args, **kwargs)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        setattr(owner, name, killing)
-        try:
-            run(source, destination, size=20)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "it was over before it was killed"
-    assert os.WTERMSIG(status) == signal.SIGKILL
-
-
 @pytest.mark.parametrize(
     ("destination", "moment"),
     [*(("jsonl.gz", moment) for moment in IN_FILES), *(("tables", moment) for moment in IN_TABLES)],
@@ -211,7 +183,7 @@ def test_kill_9_at_the_dangerous_moments(source: TableStore, destination: Destin
     moments = IN_FILES if isinstance(destination, Files) else IN_TABLES
     fill_celery_table(source.url, 120, groups=4)
     every, before = source.ids(), checksum(live_rows(source))
-    run_and_be_killed(source, destination, *moments[moment])
+    die_at(*moments[moment], lambda: run(source, destination, size=20))
     archived = destination.ids()
     assert sorted({*source.ids(), *archived}) == every
     assert len(archived) == len(set(archived))
@@ -224,14 +196,6 @@ def test_kill_9_at_the_dangerous_moments(source: TableStore, destination: Destin
     with destination.opened() as opened:
         assert [one.wrong for one in opened.check() if one.wrong] == []
         assert list(opened.unfinished()) == []
-
-
-def is_free(destination: Destination) -> bool:
-    try:
-        with destination.opened():
-            return True
-    except BackendBusy:
-        return False
 
 
 def test_columns_that_celery_added_and_that_somebody_added(source: TableStore, destination: Destination) -> None:
