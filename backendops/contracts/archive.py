@@ -70,6 +70,13 @@ class CanHandOver(ABC):
         """
         return False
 
+    def begin_hand_over(self, where: str) -> None:  # noqa: B027 - most need not know
+        """Told first, with the `identity` of the archive: who only copies may remember what is there already."""
+
+    def end_hand_over(self) -> tuple[Finding, ...]:
+        """Told last, when everything that was read is settled; what it met that an operator should know."""
+        return ()
+
     @abstractmethod
     def preview_hand_over(self, due: Retention, where: str) -> Preview:
         """What would be moved to `where`, from a read-only connection."""
@@ -170,6 +177,11 @@ class ArchiveStore(ABC):
     @abstractmethod
     def label(self) -> str:
         """Where it is, for people; without a secret."""
+
+    @property
+    def identity(self) -> str:
+        """What tells it from every other archive; no other has the same."""
+        return self.label
 
     @property
     @abstractmethod

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any, Final
 
 from backendops.contracts import metrics
-from backendops.contracts.archive import ArchiveStore, Batch, CanHandOver, CanTakeBack, Copy, Row
+from backendops.contracts.archive import ArchiveStore, Batch, CanHandOver, CanTakeBack, Copy, Row, fingerprint
 from backendops.contracts.errors import BackendRefused
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Step, Steps
@@ -19,6 +19,7 @@ GATHER_BYTES: Final = 32 * 1024**2
 def move(source: CanHandOver, store: ArchiveStore, due: Retention, pace: Pace) -> Steps:
     """Move everything that is due. A stop between two steps leaves each result in one place, or a copy to finish."""
     yield from finish(source, store, pace)
+    source.begin_hand_over(store.identity)
     found = source.find_due(due)
     made = [done for done in (store.prepare(shape) for shape in source.shapes_due(due)) if done]
     about = "" if found.exact else "about "
@@ -32,6 +33,9 @@ def move(source: CanHandOver, store: ArchiveStore, due: Retention, pace: Pace) -
         if isinstance(batch, Step):
             yield batch
             continue
+        if source.only_copies:
+            # What goes by itself is gone through without a lock, and may be met twice.
+            batch = _each_once(batch)  # noqa: PLW2901 - the same, without its repetitions
         copies = store.write(batch, unless_there=source.only_copies)
         # From here on a run that ends leaves them unfinished, and the next one begins with them.
         yield Step()
@@ -43,6 +47,7 @@ def move(source: CanHandOver, store: ArchiveStore, due: Retention, pace: Pace) -
     yield Step(
         what=said or "nothing that is due is left",
         readings=(metrics.RESULTS_DUE.read(left), *source.oldest_ages()),
+        findings=source.end_hand_over(),
     )
 
 
@@ -58,9 +63,19 @@ def finish(source: Any, store: ArchiveStore, pace: Pace) -> Steps:
                 f"a restore from {store.label} did not end, and this backend cannot take results back",
                 "run `backendops restore` with the policy that began it",
             )
-        there = source.look_up(copy.batch)
+        there = {} if stays_archived(source) else source.look_up(copy.batch)
         store.settle(copy, [at for at in range(len(copy.batch.rows)) if not there.get(at)])
         yield Step(what="finished a restore that an earlier run had begun")
+
+
+def stays_archived(source: Any) -> bool:
+    """Does what is put back stay in the archive too, as it goes by itself again?"""
+    return isinstance(source, CanHandOver) and source.only_copies
+
+
+def _each_once(batch: Batch) -> Batch:
+    firsts = {fingerprint(batch.shape, row): at for at, row in reversed(list(enumerate(batch.rows)))}
+    return batch.only(firsts.values())
 
 
 def _settled(source: CanHandOver, store: ArchiveStore, copy: Copy, pace: Pace) -> Iterator[tuple[Step, int]]:
@@ -76,7 +91,8 @@ def _settled(source: CanHandOver, store: ArchiveStore, copy: Copy, pace: Pace) -
         start = end
         yield Step(), 0
     store.settle(copy, kept)
-    yield Step(rows=len(kept), what=f"moved to {store.label}" if kept else ""), total - len(kept)
+    done = "copied" if source.only_copies else "moved"
+    yield Step(rows=len(kept), what=f"{done} to {store.label}" if kept else ""), total - len(kept)
 
 
 def _gathered(batches: Iterator[Batch], rows: int) -> Iterator[Batch | Step]:

@@ -22,7 +22,7 @@ from backendops.contracts.job import Job
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.jobs.archive import Archive
-from backendops.jobs.moving import finish
+from backendops.jobs.moving import finish, stays_archived
 
 # A sentence of more ids is not read; --json has them all.
 _IDS_SHOWN: Final = 5
@@ -119,7 +119,7 @@ def _put_back(backend: CanTakeBack, store: ArchiveStore, copy: Copy) -> Restorin
         backend.take_back(leaving.batch)
         yield PutBack()
         same = {at for at, is_same in backend.look_up(leaving.batch).items() if is_same}
-        store.settle(leaving, [at for at in range(len(chosen)) if at not in same])
+        store.settle(leaving, [at for at in range(len(chosen)) if at not in same or stays_archived(backend)])
         live_again |= {keys[chosen[at]] for at in range(len(chosen)) if at not in same}
         yield PutBack(restored=tuple(keys[chosen[at]] for at in sorted(same)))
     if live_again:

@@ -6,11 +6,18 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from backendops.backends import BACKENDS
+from backendops.contracts.backend import Backend
+from backendops.contracts.job import Job
 from backendops.jobs import JOBS
 from backendops.policy.pairing import can_do
 
 YES: Final = "yes"
 NO: Final = "-"
+ELSEWHERE: Final = "with-to"
+"""Not by itself, but with the key `to`, which names another place."""
+
+
+_SIGNS: Final = {YES: "✓", NO: "–", ELSEWHERE: "with `to`"}
 
 
 def headings() -> list[str]:
@@ -21,9 +28,15 @@ def headings() -> list[str]:
 def cells() -> list[list[str]]:
     """One row for each job."""
     return [
-        [kind, job.needs.__name__, *(YES if can_do(backend, job) else NO for backend in BACKENDS)]
+        [kind, job.needs.__name__, *(_cell(backend, job) for backend in BACKENDS)]  # one row for each job
         for kind, job in JOBS.items()
     ]
+
+
+def _cell(backend: type[Backend], job: type[Job]) -> str:
+    if can_do(backend, job):
+        return YES
+    return ELSEWHERE if can_do(backend, job, ("to",)) else NO
 
 
 def columns() -> Iterator[str]:
@@ -35,7 +48,7 @@ def columns() -> Iterator[str]:
 def as_markdown() -> str:
     """The table of README.md and docs/backends.md."""
     jobs = [
-        [f"`{row[0]}`", f"`{row[1]}`", *("✓" if cell == YES else "–" for cell in row[2:])]  # one row for each job
+        [f"`{row[0]}`", f"`{row[1]}`", *(_SIGNS[cell] for cell in row[2:])]  # one row for each job
         for row in cells()
     ]
     rows = [headings(), ["---"] * len(headings()), *jobs]

@@ -96,7 +96,10 @@ def pair_up(
             able = ", ".join(kinds_of(kind)) or "nothing yet"
             elsewhere = " to another place" if can_do(kind, job) else ""
             what = f"{kind.__name__} cannot {job.kind_name}{elsewhere}"
-            problems.add(item.place, f"job {name!r} cannot run on {backend!r}: {what}; it can: {able}")
+            with_to = can_do(kind, job, ("to",)) and "to" not in given_keys(entry)
+            way = "write `to: {backend: NAME}` or `to: {files: PATH}`" if with_to else f"it can: {able}"
+            what = f"{what} to a table of its own" if with_to else what
+            problems.add(item.place, f"job {name!r} cannot run on {backend!r}: {what}; {way}")
             continue
         paired.append(backend)
     return tuple(paired)

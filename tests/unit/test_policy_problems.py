@@ -257,7 +257,8 @@ JOBS = {
     ),
     "backend unable": (
         HEAD + "  archive: {older_than: 3d, backend: §cache}\n",
-        "job 'archive' cannot run on 'cache': RedisBackend cannot archive; it can: expire, redis-memory, pool-health",
+        "job 'archive' cannot run on 'cache': RedisBackend cannot archive to a table of its own; write "
+        "`to: {backend: NAME}` or `to: {files: PATH}`",
     ),
     "backend a number": (HEAD + "  expire: {keep: 3d, backend: §5}\n", "'backend' must be text: put it in quotes"),
     "backend in a list": (HEAD + "  expire: {keep: 3d, backend: [cache, §5]}\n", "'backend.1' must be text: put it in"),

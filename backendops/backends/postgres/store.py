@@ -83,6 +83,10 @@ class TableStore(ArchiveStore):
         return f"tables of {self._keeper.display_url}"
 
     @property
+    def identity(self) -> str:
+        return f"{self.label} {self._schema}.{self._plan.name}"
+
+    @property
     def write_rows(self) -> int:
         return WRITE_ROWS
 

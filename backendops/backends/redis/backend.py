@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Self
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field
 
 from backendops.backends.redis import cluster, connection, expire, lists, lock, memory, pool
 from backendops.backends.redis.address import SCHEMES, Address
+from backendops.backends.redis.archive import HandOverOnRedis
+from backendops.backends.redis.archiving import Archiving
 from backendops.backends.redis.errors import acl_line, translated
 from backendops.backends.redis.expire import Sweep
 from backendops.backends.redis.keys import ResultKeys
@@ -24,6 +26,7 @@ from backendops.contracts.errors import BackendRefused
 from backendops.contracts.keyspace import CanSurveyKeys, Keyspace
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits, NoWatermarks, Pace, Preview, Steps, Watermarks
+from backendops.contracts.units import Keep
 
 
 class SentinelOptions(BaseModel):
@@ -44,7 +47,7 @@ class SentinelOptions(BaseModel):
         return given
 
 
-class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool, CanSurveyKeys):
+class RedisBackend(Backend, CanExpire, HandOverOnRedis, CanReportMemory, CanReportPool, CanSurveyKeys):
     """Results as keys of a Redis or Valkey server."""
 
     kind: ClassVar[str] = "redis"
@@ -71,6 +74,7 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool, CanSurvey
     _client: redis.Redis | None = PrivateAttr(None)
     _limits: Limits = PrivateAttr(default_factory=Limits)
     _watermarks: Watermarks = PrivateAttr(default_factory=NoWatermarks)
+    _archiving: Archiving | None = PrivateAttr(None)
 
     @field_validator("url")
     @classmethod
@@ -120,6 +124,7 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool, CanSurvey
         opened = self.model_copy()
         opened._client, opened._limits, opened._watermarks = client, limits, watermarks
         opened._nodes = opened._all_nodes(client)
+        opened._archiving = Archiving(watermarks, datetime.now(UTC))
         try:
             yield opened
         finally:
@@ -194,6 +199,20 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool, CanSurvey
                 fresh.close()
 
     @property
+    def archiving(self) -> Archiving:
+        """What this run's archiving knows; raises RuntimeError where the backend was not opened."""
+        if self._archiving is None:
+            raise RuntimeError("open the backend first")
+        return self._archiving
+
+    @property
+    def result_keep(self) -> Keep | None:
+        return self.result_expires
+
+    def in_words(self) -> AbstractContextManager[None]:
+        return translated(self.display_url, acl_line(self.address.username, self.keys.prefix))
+
+    @property
     def nodes(self) -> Nodes:
         """The masters; raises RuntimeError where the backend was not opened."""
         if self._nodes is None:
@@ -261,8 +280,8 @@ class RedisBackend(Backend, CanExpire, CanReportMemory, CanReportPool, CanSurvey
         seconds, microseconds = self.client.time()
         return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=microseconds)
 
-    def _translated(self) -> Any:
-        return translated(self.display_url, acl_line(self.address.username, self.keys.prefix))
+    def _translated(self) -> AbstractContextManager[None]:
+        return self.in_words()
 
     def _refuse_when_read_only(self) -> None:
         if self._limits.read_only:

@@ -14,8 +14,8 @@ from backendops.contracts.errors import BackendBusy, BackendError, BackendRefuse
 # Every command backendops sends; the keys are the results' own and the lock's.
 ACL_COMMANDS: Final = (
     "+ping +info +time +select +client|setname +client|setinfo +client|list +client|no-touch +config|get "
-    "+scan +pttl +type +strlen +get +getrange +exists +set +pexpire +unlink +object|idletime +memory|usage "
-    "+eval +evalsha +script|load +watch +multi +exec +unwatch"
+    "+scan +dbsize +pttl +type +strlen +get +getrange +exists +set +pexpire +unlink +object|idletime +memory|usage "
+    "+pubsub|channels +pubsub|numpat +eval +evalsha +script|load +watch +multi +exec +unwatch"
 )
 
 

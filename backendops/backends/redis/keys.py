@@ -60,6 +60,10 @@ class ResultKeys:
         self.group = f"{prefix}celery-taskset-meta-".encode()
         self.pattern = _GLOB.sub(r"\\\1", prefix) + "celery-task*-meta-*"
 
+    def pattern_of(self, stem: bytes) -> str:
+        """What SCAN is to match for the keys that begin with `task` or with `group`."""
+        return _GLOB.sub(r"\\\1", stem.decode()) + "*"
+
     def kind(self, key: bytes) -> str | None:
         """`task`, `group` or `chord`; None for every key that is not a result's."""
         if key.startswith(self.task):

@@ -47,10 +47,15 @@ _DECOMPRESSORS: Final[dict[bytes, Callable[[], _Decompressor]]] = {
 
 def read(value: bytes) -> Stored | None:
     """Read a whole value; None where it is not a task result in JSON."""
+    meta = read_object(value)
+    return None if meta is None else stored_in(meta)
+
+
+def read_object(value: bytes) -> dict[str, Any] | None:
+    """The JSON object that a value is; None where it is something else."""
     text = _unpacked(value)
-    if text is None:
-        return None
-    return _stored(_json(text))
+    meta = None if text is None else _json(text)
+    return meta if isinstance(meta, dict) else None
 
 
 def read_ends(head: bytes, tail: bytes, task_id: bytes) -> Stored | None:
@@ -67,7 +72,7 @@ def read_ends(head: bytes, tail: bytes, task_id: bytes) -> Stored | None:
     while position >= 0:
         rest = _json(b"{" + tail[position:])
         if isinstance(rest, dict) and rest.get("task_id") == task_id.decode(errors="replace"):
-            return _stored({"status": state[1].decode(errors="replace"), **rest})
+            return stored_in({"status": state[1].decode(errors="replace"), **rest})
         position = tail.find(_DATE, position + 1)
     return None
 
@@ -93,8 +98,9 @@ def _json(text: bytes) -> Any:
         return None
 
 
-def _stored(meta: Any) -> Stored | None:
-    if not isinstance(meta, dict) or not isinstance(meta.get("status"), str) or "date_done" not in meta:
+def stored_in(meta: dict[str, Any]) -> Stored | None:
+    """What an object that was read says as a task result; None where it is none."""
+    if not isinstance(meta.get("status"), str) or "date_done" not in meta:
         return None
     written = meta["date_done"]
     done_at = None if written is None else _moment(written)
