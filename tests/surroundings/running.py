@@ -9,7 +9,7 @@ from typing import Any
 
 from backendops.backends.postgres import PostgresBackend
 from backendops.contracts.readings import Finding
-from backendops.contracts.run import Outcome, Trigger
+from backendops.contracts.run import Outcome, Preview, Trigger
 from backendops.engine.ledger import Ledger
 from backendops.engine.report import RunReport
 from backendops.engine.runner import Runner
@@ -99,9 +99,17 @@ class Results:
 
 def run(url: str, kind: str, backend: Mapping[str, Any] | None = None, **keys: Any) -> RunReport:
     """Run one job, as the daemon would."""
+    return Runner(Ledger.in_memory()).run(_pair(url, kind, backend, keys), Trigger.COMMAND)
+
+
+def preview(url: str, kind: str, backend: Mapping[str, Any] | None = None, **keys: Any) -> Preview:
+    """What `backendops plan` tells of one job."""
+    return Runner(Ledger.in_memory()).preview(_pair(url, kind, backend, keys))
+
+
+def _pair(url: str, kind: str, backend: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> Pair:
     job = JOBS[kind].model_validate({**JOB_KEYS[kind], **keys})
-    store = PostgresBackend.model_validate({"url": url, **(backend or {})})
-    return Runner(Ledger.in_memory()).run(Pair(kind, job, "results", store, None), Trigger.COMMAND)
+    return Pair(kind, job, "results", PostgresBackend.model_validate({"url": url, **(backend or {})}), None)
 
 
 def prove_every_job(results: Results, run_job: RunJob) -> dict[str, RunReport]:

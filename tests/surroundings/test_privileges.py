@@ -1,0 +1,123 @@
+"""docs/privileges.md holds: each job runs with exactly its statements, and without any one of them names the GRANT."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg2
+import pytest
+from sqlalchemy import make_url
+
+from backendops.contracts.run import Outcome
+from tests.conformance.postgres_store import sql
+from tests.servers import ROOT, Postgres, Servers
+from tests.surroundings.running import Results, run, said
+
+PAGE = (ROOT / "docs" / "privileges.md").read_text(encoding="utf-8")
+PASSWORD = "of-celery"  # noqa: S105 - of a server that lives as long as the tests
+OWN_SCHEMA = {"schema": "results_archive"}
+
+
+def statements(section: str, number: int = 0) -> list[str]:
+    """The statements of one block of a section of the page."""
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    block = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[number]
+    return [line.rstrip(";") for line in block.splitlines()]
+
+
+@dataclass(frozen=True)
+class Privilege:
+    """One privilege on one thing, to be taken away again."""
+
+    take: str
+    give: str
+    named: str
+    """A pattern of what an operator must be told without it."""
+
+
+def privileges(statement: str) -> Iterator[Privilege]:
+    """Each privilege that a statement gives, one by one."""
+    if made := re.fullmatch(r"CREATE SCHEMA (\w+) AUTHORIZATION (\w+)", statement):
+        yield Privilege(
+            f"DROP SCHEMA {made[1]} CASCADE", statement, f'CREATE SCHEMA "?{made[1]}"? AUTHORIZATION "{made[2]}"'
+        )
+    elif role := re.fullmatch(r"GRANT (\w+) TO (\w+)", statement):
+        yield Privilege(f"REVOKE {role[1]} FROM {role[2]}", statement, f'GRANT "?{role[1]}"? ')
+    elif grant := re.fullmatch(r"GRANT ([A-Z, ]+) ON (TABLE|SCHEMA|DATABASE|SEQUENCE) ([\w., ]+) TO (\w+)", statement):
+        for privilege in grant[1].split(", "):
+            for name in grant[3].split(", "):
+                what = f"{privilege} ON {grant[2]} {name}"
+                # Schema and name are quoted one by one where both are told.
+                quoted = r"\.".join(f'"?{part}"?' for part in name.split("."))
+                yield Privilege(
+                    f"REVOKE {what} FROM {grant[4]}",
+                    f"GRANT {what} TO {grant[4]}",
+                    rf"GRANT [^;]*\b{privilege}\b[^;]* {quoted} ",
+                )
+    else:
+        raise AssertionError(f"what is this? {statement}")
+
+
+@contextmanager
+def celery_database(server: Postgres) -> Iterator[Results]:
+    """The page's database: Celery's role owns it, and nobody else may do anything."""
+    server.execute(f"CREATE ROLE celery LOGIN PASSWORD '{PASSWORD}'")
+    server.execute("CREATE DATABASE celery OWNER celery")
+    url = server.celery_url("celery")
+    try:
+        sql(url, "REVOKE ALL ON DATABASE celery FROM PUBLIC", "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+        sql(url, "GRANT ALL ON SCHEMA public TO celery")
+        as_celery = make_url(url).set(username="celery", password=PASSWORD).render_as_string(hide_password=False)
+        Results(as_celery).stored()
+        yield Results(url)
+    finally:
+        server.drop_database("celery")
+        server.execute("DROP ROLE IF EXISTS backendops")
+        server.execute("DROP ROLE celery")
+
+
+CASES = [
+    ("18", "expire", 0, "expire", {}),
+    ("18", "archive", 0, "archive", OWN_SCHEMA),
+    ("18", "archive", 1, "archive", {}),
+    ("18", "partition", 0, "partition", OWN_SCHEMA),
+    ("18", "vacuum", 0, "vacuum", {}),
+    ("15", "vacuum", 1, "vacuum", {}),
+    ("18", "pool-health", 0, "pool-health", {}),
+]
+
+
+@pytest.mark.parametrize(("version", "section", "block", "kind", "keys"), CASES)
+def test_exactly_these_statements(
+    servers: Servers, version: str, section: str, block: int, kind: str, keys: dict[str, Any]
+) -> None:
+    server = servers.postgres(version)
+    ours = f"db+postgresql://backendops:change%20me@{server.host}:{server.port}/celery"
+    made, *common = statements("Every job")
+    own = statements(section, block)
+    # Another role's session, for who may see what it does.
+    with celery_database(server) as results, closing(psycopg2.connect(server.superuser_url("celery"))):
+        sql(results.url, made, *common, *own)
+        # Who is a member of Celery's role has what every job needs by that.
+        needed = own if "GRANT celery TO backendops" in own else [*common, *own]
+        for privilege in (each for statement in needed for each in privileges(statement)):
+            if kind == "vacuum":
+                dying = [f"UPDATE {table} SET id = id" for table in (results.live, results.groups)]
+                # Statistics are told at once, rather than a moment later.
+                sql(results.url, *dying, "SELECT pg_stat_force_next_flush()")
+            sql(results.url, privilege.take)
+            report = run(ours, kind, **keys)
+            if kind != "pool-health" or "CONNECT" in privilege.take:
+                assert report.outcome is Outcome.REFUSED, f"without {privilege.give}: {report}"
+            assert re.search(privilege.named, said(report) + " "), f"without {privilege.give}: {said(report)}"
+            sql(results.url, privilege.give)
+        report = run(ours, kind, **keys)
+        assert (report.outcome, report.error) == (Outcome.COMPLETED, "")
+        # A transaction of another role's that holds dead rows back is hidden, which only a vacuum of so few rows meets.
+        assert "GRANT" not in said(report).replace("GRANT pg_read_all_stats", "")
+        if kind in ("expire", "archive"):
+            assert report.rows == 6
