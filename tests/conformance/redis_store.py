@@ -72,7 +72,14 @@ def everything(client: redis.Redis) -> dict[bytes, tuple[bytes, int]]:
         with suppress(redis.ResponseError):
             quiet.execute_command("CLIENT", "NO-TOUCH", "ON")
         names: Any = list(quiet.scan_iter(count=1000))
-        return {name: (quiet.dump(name), quiet.pexpiretime(name)) for name in names}
+        return {name: (quiet.dump(name), _expires_at(quiet, name)) for name in names}
+
+
+def _expires_at(client: redis.Redis, name: bytes) -> int:
+    try:
+        return client.pexpiretime(name)
+    except redis.ResponseError:  # Redis before 7.0 tells only how long a key has left
+        return min(client.pttl(name), 0)
 
 
 def about(seconds: float, expected: timedelta, slack: float = 5) -> bool:

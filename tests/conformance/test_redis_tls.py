@@ -101,6 +101,44 @@ def test_plain_redis_to_a_tls_port_says_which_scheme(encrypted: Encrypted) -> No
     assert "rediss://" in raised.value.hint
 
 
+@pytest.fixture(scope="module")
+def watched(encrypted: Encrypted) -> Iterator[int]:
+    """A sentinel that speaks TLS only, and watches the server over it; its port."""
+    port, folder = embedded.free_port(), encrypted.folder
+    (folder / "sentinel.conf").write_text(
+        f"bind 127.0.0.1\nport 0\ntls-port {port}\ntls-replication yes\ndir {folder}\n"
+        f"tls-cert-file {folder}/server.crt\ntls-key-file {folder}/server.key\ntls-ca-cert-file {folder}/ca.crt\n"
+        f"tls-client-cert-file {folder}/client.crt\ntls-client-key-file {folder}/client.key\n"
+        f"sentinel monitor results 127.0.0.1 {encrypted.port} 1\n"
+    )
+    process = subprocess.Popen(
+        [debian_binary("redis-server"), folder / "sentinel.conf", "--sentinel"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        env=debian_environment(),
+    )
+    try:
+        _until_it_answers(Encrypted(port, folder))
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def test_sentinels_and_their_master_are_asked_over_tls(encrypted: Encrypted, watched: int) -> None:
+    folder = encrypted.folder
+    ours = {"ssl_certfile": f"{folder}/client.crt", "ssl_keyfile": f"{folder}/client.key"}
+    login = {"ssl": True, "ssl_ca_certs": f"{folder}/ca.crt", **ours}
+    url = f"sentinel://127.0.0.1:{watched}/2?ssl_ca_certs={folder}/ca.crt&{encrypted.client_certificate}"
+    with opened(url, master_name="results", sentinel_kwargs=login) as backend:
+        assert backend.client.set("celery-task-meta-1", "not JSON")
+        assert backend.survey_keys().kinds["task"].keys == 1
+        assert backend.standing().read_only_because == ""
+        assert "1 not readable" in list(Expire(keep="1d").run(backend, datetime.now(UTC), FixedPace()))[-1].what
+    with pytest.raises(BackendUnreachable), opened(url, master_name="results"):
+        pass
+
+
 def _certificates(folder: Path) -> None:
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)

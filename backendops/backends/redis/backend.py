@@ -38,6 +38,14 @@ class SentinelOptions(BaseModel):
     password: SecretStr | None = Field(None, description="Password of the sentinels.")
     ssl: bool = Field(False, description="Connect to the sentinels over TLS.")
     ssl_ca_certs: str | None = Field(None, description="PEM file of the sentinels' certificate authority.")
+    ssl_certfile: str | None = Field(
+        None,
+        description="PEM file of the certificate that the sentinels ask us for.",
+        examples=["/etc/ssl/certs/backendops.pem"],
+    )
+    ssl_keyfile: str | None = Field(
+        None, description="PEM file of its key.", examples=["/etc/ssl/private/backendops.key"]
+    )
 
     def as_redis(self) -> dict[str, Any]:
         """As redis-py's Sentinel takes them."""
