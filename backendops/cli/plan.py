@@ -44,7 +44,7 @@ class Planned:
 @click.command("plan")
 @click.argument("jobs", nargs=-1, metavar="[JOB...]")
 @click.option("--backend", metavar="NAME", help="Only on this backend.")
-@click.option("--sql", "with_statements", is_flag=True, help="Show the SQL (or commands) that a run would send.")
+@click.option("--sql/--no-sql", "with_statements", default=True, help="Show the SQL that a run would send, or not.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, statements included.")
 @click.pass_obj
 def command(options: Options, jobs: tuple[str, ...], backend: str | None, with_statements: bool, as_json: bool) -> int:

@@ -118,7 +118,7 @@ def _content(path: Path) -> bytes:
             content = file.read(_LARGEST_FILE + 1)
     except FileNotFoundError:
         raise ValueError(
-            "there is no such file: write one with `backendops init`, or name another with --policy"
+            "there is no such file: write it, from config/policy.yaml of the sources, or name another with --policy"
         ) from None
     except IsADirectoryError:
         raise ValueError("this is a directory: name the policy file in it") from None

@@ -47,7 +47,7 @@ def find_policy(option: str | None) -> Path:
         if Path(place).is_file():
             return Path(place)
     tried = f"--policy and ${VARIABLE} are not given, {Path(_PLACES[0]).absolute()} and {_PLACES[1]} are not there"
-    message = f"no policy found ({tried}): name one with --policy, or write one with `backendops init`"
+    message = f"no policy found ({tried}): name one with --policy, or write one, from config/policy.yaml of the sources"
     raise PolicyError([Problem(_PLACES[0], START.line, START.column, message)])
 
 

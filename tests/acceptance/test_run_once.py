@@ -175,7 +175,7 @@ def test_cancel_ends_a_run_that_is_going_on(
 
 def test_plan_tells_and_changes_nothing(command: Installed, results: str, tmp_path: Path) -> None:
     before = dump(results)
-    ended = command.run("plan", "archive", "careful", "--sql")
+    ended = command.run("plan", "archive", "careful")
     assert ended.returncode == 0
     assert "500" in ended.stdout
     assert "oldest" in ended.stdout

@@ -228,7 +228,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
         (problem,) = error.value.problems
         return f"{problem.line}:{problem.column}: {problem.message}"
 
-    assert message(tmp_path / "none.yaml").startswith("1:1: there is no such file: write one with `backendops init`")
+    assert message(tmp_path / "none.yaml").startswith("1:1: there is no such file: write it, from config/policy.yaml")
     assert message(tmp_path).startswith("1:1: this is a directory")
     assert message("a\0b").startswith("1:1: this file cannot be read")
     assert message("x" * 5000).startswith("1:1: this file cannot be read: File name too long")
