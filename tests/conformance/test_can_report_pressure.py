@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from backendops.jobs.expire import Expire
 from backendops.jobs.partition import Partition
 from backendops.jobs.vacuum import Vacuum
 from backendops.policy.model import Pair
+from tests.acceptance.installed import Installed
 from tests.celery_rows import fill_celery_table
 from tests.conformance.postgres_store import connect, in_transaction, opened, other_role, sql, until
 from tests.pgbouncer import PgBouncer
@@ -385,6 +387,24 @@ def test_a_replica_is_left_alone(replicated: tuple[str, str], job: Job) -> None:
     pair = Pair("job", job, "results", PostgresBackend(url=replicated[1]), None)
     runner = Runner(Ledger.in_memory())
     assert runner.foresee(pair, runner.preview(pair)).idle.startswith("the server is a standby")
+
+
+def test_one_policy_serves_a_pair_of_servers(replicated: tuple[str, str], tmp_path: Path) -> None:
+    """The command on the replica: nothing fails, nothing changes, and the reason is said where somebody asks."""
+    command = Installed.with_policy(
+        tmp_path,
+        f"backends: {{results: {{url: '{replicated[1]}'}}}}\njobs:\n  expire: {{keep: 7d}}\n"
+        "  archive: {older_than: 2d}\n  partition: {keep: 1 month}\n  vacuum: {}\n  pool-health: {}\n",
+    )
+    ended = command.run("run-once", "expire", "archive", "partition", "vacuum", "pool-health")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    runs = {run["job"]: run for run in json.loads(command.run("history", "--json").stdout)}
+    assert {run["outcome"] for run in runs.values()} == {"completed"}
+    changing = [run["what"] for job, run in runs.items() if job != "pool-health"]
+    assert len(changing) == 4
+    assert all("the server is a standby" in what for what in changing)
+    assert "would change nothing: the server is a standby" in command.run("plan", "expire").stdout
+    assert left(replicated[0]) == left(replicated[1]) == DUE
 
 
 def asked(url: str, **fields: Any) -> Pressure:
