@@ -17,6 +17,7 @@ from backendops.contracts.keyspace import Keyspace
 from backendops.contracts.readings import Finding
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Preview, Steps
+from backendops.contracts.server_health import ServerHealth
 from backendops.contracts.units import Duration
 
 Every = Literal["month", "week", "day"]
@@ -171,6 +172,8 @@ class MemoryReport:
     """The memory allocator, which decides what helps against fragmentation."""
     keyspace: Keyspace | None = None
     """What its keys are, of every kind."""
+    server: ServerHealth | None = None
+    """How it fares beside its memory."""
 
 
 class CanReportMemory(ABC):

@@ -121,6 +121,32 @@ REDIS_SURVEYED: Final = Metric(
 REDIS_LAST_SAVE_AGE: Final = Metric(
     "backendops_redis_last_save_age_seconds", "Age of the last RDB snapshot, in seconds."
 )
+REDIS_MEMORY_GROWTH: Final = Metric(
+    "backendops_redis_memory_growth_bytes_per_second", "How fast used memory rises, by its own history."
+)
+REDIS_MEMORY_FULL_IN: Final = Metric(
+    "backendops_redis_memory_full_in_seconds",
+    "Seconds until maxmemory is reached, by its own history; only where memory rises for certain.",
+)
+REDIS_CLIENTS_IDLE: Final = Metric("backendops_redis_clients_idle", "Connections that have said nothing for an hour.")
+REDIS_CLIENTS_OUTPUT: Final = Metric(
+    "backendops_redis_clients_output_bytes", "Memory of the clients' buffers, in bytes."
+)
+REDIS_RESULT_CHANNELS: Final = Metric(
+    "backendops_redis_result_channels", "Channels on which somebody waits for the result of a task."
+)
+REDIS_REPLICA_BEHIND: Final = Metric(
+    "backendops_redis_replica_behind_bytes", "Changes that the slowest replica has not confirmed, in bytes."
+)
+REDIS_FORK_SECONDS: Final = Metric(
+    "backendops_redis_fork_seconds", "How long the last fork, for a snapshot or a rewrite, held the server, in seconds."
+)
+REDIS_HITS: Final = Metric(
+    "backendops_redis_keyspace_hits", "Keys that were asked for and found since the server started."
+)
+REDIS_MISSES: Final = Metric(
+    "backendops_redis_keyspace_misses", "Keys that were asked for and not found since the server started."
+)
 FINDINGS: Final = Metric(
     "backendops_findings",
     "Findings of the job's last run, by severity.",

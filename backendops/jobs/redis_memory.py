@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Annotated, ClassVar, Final, Self
@@ -12,19 +11,24 @@ from pydantic import Field, model_validator
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import CanReportMemory, MemoryReport
 from backendops.contracts.job import Job
-from backendops.contracts.readings import Finding, Reading, Severity
+from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Pace, Preview, Step, Steps
-from backendops.contracts.units import ByteSize, FixedDuration, format_bytes, format_seconds
-from backendops.jobs.keyspace import KEYSPACE_METRICS, keyspace_readings
-
-# Redis' own default writes a snapshot within an hour of any change: this is twenty-four missed.
-STALE_SNAPSHOT: Final = timedelta(hours=24)
+from backendops.contracts.units import ByteSize, FixedDuration, format_bytes
+from backendops.jobs.keyspace import KEYSPACE_METRICS
+from backendops.jobs.redis_figures import readings, summary
+from backendops.jobs.redis_server import Thresholds, server_findings
+from backendops.jobs.redis_trouble import (
+    SWAPPED,
+    biggest,
+    broker_place,
+    defragment,
+    persistence,
+    refused_writes,
+    without_ttl,
+)
 
 # Below this the ratio says nothing: a small server's fixed memory makes it look fragmented, or swapped.
 SMALL: Final = 100 * 1024 * 1024
-
-# Less resident than used is memory on disk: every access to it waits for the swap.
-SWAPPED: Final = 0.9
 
 
 class RedisMemory(Job):
@@ -44,6 +48,15 @@ class RedisMemory(Job):
         metrics.REDIS_RESULT_BYTES,
         metrics.REDIS_WITHOUT_TTL,
         metrics.REDIS_LAST_SAVE_AGE,
+        metrics.REDIS_MEMORY_GROWTH,
+        metrics.REDIS_MEMORY_FULL_IN,
+        metrics.REDIS_CLIENTS_IDLE,
+        metrics.REDIS_CLIENTS_OUTPUT,
+        metrics.REDIS_RESULT_CHANNELS,
+        metrics.REDIS_REPLICA_BEHIND,
+        metrics.REDIS_FORK_SECONDS,
+        metrics.REDIS_HITS,
+        metrics.REDIS_MISSES,
         *KEYSPACE_METRICS,
         metrics.FINDINGS,
     )
@@ -65,6 +78,43 @@ class RedisMemory(Job):
         SMALL, description="Fragmentation that wastes less than this is not worth a warning."
     )
 
+    full_within: FixedDuration = Field(
+        timedelta(days=3),
+        description="Warn where memory is expected to reach maxmemory within this time, by its own history.",
+    )
+    # What MEMORY USAGE tells; a value that large takes milliseconds to read, and others wait.
+    big_value: ByteSize = Field(1024 * 1024, description="Warn of a result that takes at least this much memory.")
+    # Redis itself cuts off a subscriber at 32 MiB, and an ordinary client never.
+    output_buffer_warning: ByteSize = Field(
+        32 * 1024 * 1024, description="Warn where answers that clients do not take hold at least this much memory."
+    )
+    # Celery's pools keep a dozen or so open for each process.
+    idle_clients_warning: Annotated[int, Field(ge=1)] = Field(
+        100,
+        description="Warn where one application has so many connections from one host that said nothing for an hour.",
+    )
+    channels_warning: Annotated[int, Field(ge=1)] = Field(
+        1000, description="Warn where so many channels wait for results of tasks."
+    )
+    replica_lag_warning: FixedDuration = Field(
+        timedelta(seconds=30), description="Warn where a replica has confirmed nothing for so long."
+    )
+    fork_warning: FixedDuration = Field(
+        timedelta(seconds=1), description="Warn where the last fork held the server for so long."
+    )
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What is worth a word about the server."""
+        return Thresholds(
+            self.full_within,
+            self.output_buffer_warning,
+            self.idle_clients_warning,
+            self.channels_warning,
+            self.replica_lag_warning,
+            self.fork_warning,
+        )
+
     @model_validator(mode="after")
     def _warns_first(self) -> Self:
         if self.memory_warning > self.memory_critical:
@@ -74,12 +124,12 @@ class RedisMemory(Job):
     def preview(self, backend: CanReportMemory, now: datetime) -> Preview:
         report = backend.report_memory(self.sample_time)
         findings = tuple(self.findings(report, now))
-        return Preview(_summary(report), readings=_readings(report, findings, now), findings=findings)
+        return Preview(summary(report), readings=readings(report, findings, now), findings=findings)
 
     def run(self, backend: CanReportMemory, now: datetime, pace: Pace) -> Steps:
         report = backend.report_memory(self.sample_time)
         findings = tuple(self.findings(report, now))
-        yield Step(what=_summary(report), readings=_readings(report, findings, now), findings=findings)
+        yield Step(what=summary(report), readings=readings(report, findings, now), findings=findings)
 
     def findings(self, report: MemoryReport, now: datetime) -> Iterator[Finding]:
         """What is wrong, the most urgent subject first."""
@@ -93,8 +143,23 @@ class RedisMemory(Job):
         yield from self._limit(report)
         yield from self._eviction(report)
         yield from self._layout(report)
-        yield from _persistence(report, now)
-        yield from _without_ttl(report)
+        yield from persistence(report, now)
+        yield from without_ttl(report)
+        yield from self._big_values(report)
+        if report.server is not None:
+            yield from server_findings(report, report.server, self.thresholds)
+
+    def _big_values(self, report: MemoryReport) -> Iterator[Finding]:
+        big = [size for _, size in report.biggest if size >= self.big_value]
+        if big:
+            name, size = report.biggest[0]
+            more = f", and {len(big) - 1} more that were weighed are as large" if len(big) > 1 else ""
+            yield Finding(
+                Severity.WARNING,
+                "redis.big-values",
+                f"the result {name} takes {format_bytes(size)}{more}: reading one holds every other client up",
+                "keep large data in files or a database and return its name; result_compression makes text smaller",
+            )
 
     def _limit(self, report: MemoryReport) -> Iterator[Finding]:
         if not report.limit:
@@ -114,9 +179,9 @@ class RedisMemory(Job):
                 severity,
                 "redis.memory-near-limit",
                 f"{format_bytes(report.used)} of {format_bytes(report.limit)} are used ({part:.0%})",
-                f"raise maxmemory, or keep results for a shorter time (expire.keep, result_expires){_biggest(report)}",
+                f"raise maxmemory, or keep results for a shorter time (expire.keep, result_expires){biggest(report)}",
             )
-            yield from _refused_writes(report, severity)
+            yield from refused_writes(report, severity)
 
     def _severity(self, part: float) -> Severity | None:
         if part >= self.memory_critical:
@@ -130,7 +195,7 @@ class RedisMemory(Job):
             yield Finding(
                 Severity.CRITICAL if report.limit else Severity.WARNING,
                 "redis.eviction-can-hit-broker",
-                f"{report.eviction_policy} may evict any key{when}, and a Celery broker is {_broker_place(report)}: "
+                f"{report.eviction_policy} may evict any key{when}, and a Celery broker is {broker_place(report)}: "
                 "queues with waiting tasks can vanish",
                 "CONFIG SET maxmemory-policy volatile-ttl (and in redis.conf), which evicts only keys with an expiry, "
                 "or give the broker a server of its own",
@@ -158,7 +223,7 @@ class RedisMemory(Job):
                 "redis.fragmented",
                 f"{format_bytes(report.rss)} are held for {format_bytes(report.used)} in use "
                 f"(ratio {report.fragmentation:.2f}, {format_bytes(wasted)} wasted)",
-                _defragment(report.allocator),
+                defragment(report.allocator),
             )
         if report.used >= SMALL and 0 < report.rss < report.used * SWAPPED:
             yield Finding(
@@ -176,114 +241,3 @@ class RedisMemory(Job):
                 "operating system may end it, and a snapshot needs more",
                 "move to a larger host, or lower maxmemory",
             )
-
-
-def _broker_place(report: MemoryReport) -> str:
-    if report.broker_keys:
-        return f"in this database ({report.broker_keys:,} keys)"
-    numbers = ", ".join(map(str, report.broker_databases))
-    return f"in database {numbers} of the same server, which shares its memory"
-
-
-def _refused_writes(report: MemoryReport, severity: Severity) -> Iterator[Finding]:
-    """At the limit, results without an expiry are what nothing can evict."""
-    keeps = report.eviction_policy == "noeviction"
-    if not keeps and not (report.eviction_policy.startswith("volatile") and report.keys_without_ttl):
-        return
-    why = (
-        "noeviction evicts nothing"
-        if keeps
-        else f"{report.eviction_policy} evicts only keys with an expiry, and {report.keys_without_ttl:,} of "
-        f"{report.keys:,} keys have none"
-    )
-    yield Finding(
-        severity,
-        "redis.writes-will-fail",
-        f"{why}: at the limit every write fails, new results and new tasks too",
-        "run the expire job, so that results get an expiry, and set maxmemory-policy volatile-ttl",
-    )
-
-
-def _defragment(allocator: str) -> str:
-    if allocator.startswith("jemalloc"):
-        return "CONFIG SET activedefrag yes, or MEMORY PURGE at a quiet hour"
-    return (
-        f"the allocator ({allocator or 'unknown'}) cannot defragment: restart the server at a quiet hour or fail "
-        "over to a replica; a build with jemalloc has activedefrag"
-    )
-
-
-def _persistence(report: MemoryReport, now: datetime) -> Iterator[Finding]:
-    if not report.rdb_last_ok:
-        yield Finding(
-            Severity.CRITICAL,
-            "redis.snapshot-failed",
-            "the last RDB snapshot failed; with stop-writes-on-bgsave-error, the default, every write is refused",
-            "the server's log says why (disk full, or no memory to fork: vm.overcommit_memory=1); then BGSAVE",
-        )
-    if report.aof_enabled and not report.aof_last_ok:
-        yield Finding(
-            Severity.CRITICAL,
-            "redis.aof-failed",
-            "the last write or rewrite of the append-only file failed",
-            "free space on its disk; the server's log says more",
-        )
-    if report.rdb_last_save is not None and report.rdb_changes and now - report.rdb_last_save > STALE_SNAPSHOT:
-        age = format_seconds((now - report.rdb_last_save).total_seconds())
-        yield Finding(
-            Severity.WARNING,
-            "redis.snapshot-old",
-            f"the last RDB snapshot is {age} old and {report.rdb_changes:,} changes are not in it",
-            "BGSAVE now, and check the `save` points in redis.conf",
-        )
-
-
-def _without_ttl(report: MemoryReport) -> Iterator[Finding]:
-    if report.result_keys_without_ttl:
-        about = "about " if report.sampled < 1 else ""
-        yield Finding(
-            Severity.WARNING,
-            "redis.results-without-ttl",
-            f"{about}{report.result_keys_without_ttl:,} result keys have no expiry and stay for ever",
-            "schedule the expire job for this backend, and set result_expires in the Celery application",
-        )
-
-
-def _biggest(report: MemoryReport) -> str:
-    if not report.biggest:
-        return ""
-    name, size = report.biggest[0]
-    return f"; the largest result weighed is {name} ({format_bytes(size)})"
-
-
-def _summary(report: MemoryReport) -> str:
-    limit = f"of {format_bytes(report.limit)}" if report.limit else "without a limit"
-    results = sum(report.result_keys.values())
-    sampled = f", from {report.sampled:.1%} of the keys" if report.sampled < 1 else ""
-    return (
-        f"{format_bytes(report.used)} used {limit}; {results:,} result keys take "
-        f"{format_bytes(sum(report.result_bytes.values()))}, {report.result_keys_without_ttl:,} without expiry{sampled}"
-    )
-
-
-def _readings(report: MemoryReport, findings: tuple[Finding, ...], now: datetime) -> tuple[Reading, ...]:
-    severities = Counter(finding.severity.value for finding in findings)
-    saved = report.rdb_last_save
-    ages = () if saved is None else (metrics.REDIS_LAST_SAVE_AGE.read(max(0.0, (now - saved).total_seconds())),)
-    return (
-        *keyspace_readings(report.keyspace),
-        metrics.REDIS_MEMORY_USED.read(report.used),
-        metrics.REDIS_MEMORY_PEAK.read(report.peak),
-        metrics.REDIS_MEMORY_RSS.read(report.rss),
-        metrics.REDIS_MEMORY_LIMIT.read(report.limit),
-        metrics.REDIS_FRAGMENTATION.read(report.fragmentation),
-        metrics.REDIS_EVICTED.read(report.evicted_keys),
-        *(metrics.REDIS_RESULT_KEYS.read(report.result_keys.get(kind, 0), kind=kind) for kind in metrics.RESULT_KINDS),
-        *(
-            metrics.REDIS_RESULT_BYTES.read(report.result_bytes.get(kind, 0), kind=kind)
-            for kind in metrics.RESULT_KINDS
-        ),
-        metrics.REDIS_WITHOUT_TTL.read(report.result_keys_without_ttl),
-        *ages,
-        *(metrics.FINDINGS.read(severities[severity], severity=severity) for severity in metrics.SEVERITIES),
-    )

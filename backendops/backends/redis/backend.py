@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import redis
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 
 from backendops.backends.redis import cluster, connection, expire, lists, lock, memory, pool
 from backendops.backends.redis.address import SCHEMES, Address
@@ -19,6 +19,7 @@ from backendops.backends.redis.errors import acl_line, translated
 from backendops.backends.redis.expire import Sweep
 from backendops.backends.redis.keys import ResultKeys
 from backendops.backends.redis.nodes import Nodes, OneServer, SentinelMaster
+from backendops.backends.redis.sentinel_options import SentinelOptions
 from backendops.backends.redis.survey import Survey, queues
 from backendops.contracts.backend import Backend, Lock, Standing
 from backendops.contracts.capabilities import CanExpire, CanReportMemory, CanReportPool, MemoryReport, PoolReport
@@ -27,32 +28,6 @@ from backendops.contracts.keyspace import CanSurveyKeys, Keyspace
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits, NoWatermarks, Pace, Preview, Steps, Watermarks
 from backendops.contracts.units import Keep
-
-
-class SentinelOptions(BaseModel):
-    """How to log in to the sentinels themselves; the server's own login is in the URL."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    username: str | None = Field(None, description="User of the sentinels.")
-    password: SecretStr | None = Field(None, description="Password of the sentinels.")
-    ssl: bool = Field(False, description="Connect to the sentinels over TLS.")
-    ssl_ca_certs: str | None = Field(None, description="PEM file of the sentinels' certificate authority.")
-    ssl_certfile: str | None = Field(
-        None,
-        description="PEM file of the certificate that the sentinels ask us for.",
-        examples=["/etc/ssl/certs/backendops.pem"],
-    )
-    ssl_keyfile: str | None = Field(
-        None, description="PEM file of its key.", examples=["/etc/ssl/private/backendops.key"]
-    )
-
-    def as_redis(self) -> dict[str, Any]:
-        """As redis-py's Sentinel takes them."""
-        given = self.model_dump(exclude_none=True, exclude_defaults=True)
-        if self.password is not None:
-            given["password"] = self.password.get_secret_value()
-        return given
 
 
 class RedisBackend(Backend, CanExpire, HandOverOnRedis, CanReportMemory, CanReportPool, CanSurveyKeys):
@@ -177,7 +152,9 @@ class RedisBackend(Backend, CanExpire, HandOverOnRedis, CanReportMemory, CanRepo
     def report_memory(self, time_limit: timedelta) -> MemoryReport:
         with self._translated():
             keyspace = self.survey_keys(time_limit)
-            return memory.report(self.client, self.address.db, keyspace, self._other_database)
+            return memory.report(
+                self.client, self.address.db, keyspace, self._other_database, self.keys, self._watermarks
+            )
 
     def survey_keys(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -9,9 +10,12 @@ from typing import Any, Final
 import redis
 from redis.exceptions import ClusterCrossSlotError, NoPermissionError
 
+from backendops.backends.redis import clients, forecast
+from backendops.backends.redis.keys import ResultKeys
 from backendops.contracts.capabilities import MemoryReport
 from backendops.contracts.keyspace import Keyspace
 from backendops.contracts.metrics import RESULT_KINDS
+from backendops.contracts.run import Watermarks
 
 # Redis' own default number of databases; who has more does not keep a broker in the seventeenth.
 MOST_DATABASES: Final = 16
@@ -27,7 +31,14 @@ BROKER_NAMES: Final = (
 )
 
 
-def report(client: redis.Redis, db: int, keyspace: Keyspace, other: Callable[[int], redis.Redis]) -> MemoryReport:
+def report(  # noqa: PLR0913, PLR0917 - all that a report is made of
+    client: redis.Redis,
+    db: int,
+    keyspace: Keyspace,
+    other: Callable[[int], redis.Redis],
+    keys: ResultKeys,
+    watermarks: Watermarks,
+) -> MemoryReport:
     """Read INFO beside what a survey found; `other` connects to another database of the same server."""
     info: Mapping[str, Any] = client.info()
     space = info.get(f"db{db}", {})
@@ -63,6 +74,9 @@ def report(client: redis.Redis, db: int, keyspace: Keyspace, other: Callable[[in
         biggest=keyspace.largest,
         allocator=str(info.get("mem_allocator", "")),
         keyspace=keyspace,
+        server=clients.health(
+            client, info, keys, forecast.remember(watermarks, str(info.get("run_id", "")), time.time(), used)
+        ),
     )
 
 
