@@ -33,6 +33,8 @@ _COMMANDS: Final = (
     ("restore", "restore", "command", "Put archived results back, by id or by when they finished."),
     ("archive", "archive", "command", "Verify what archive jobs have kept."),
     ("redis", "redis", "command", "Look into a Redis or Valkey: what its keys are, how large, when they go."),
+    ("partitions", "partitions", "group", "List partitions; take retired ones back, or drop them."),
+    ("partition", "partition", "group", "Partition a live table while Celery writes to it; or undo that."),
     ("validate", "validate", "command", "Check the policy, offline."),
     ("schema", "schema", "command", "Print the policy's JSON Schema."),
     ("matrix", "matrix", "command", "Show which job works on which backend."),

@@ -58,9 +58,9 @@ def pairs_named(policy: Policy, jobs: Sequence[str], backend: str | None = None)
     """The pairs of these jobs (of every job where none is named); raises Misnamed, which says the nearest name."""
     for name in jobs:
         if name not in policy.jobs:
-            raise Misnamed(f"the policy has no job {name!r}{_nearest(name, policy.jobs)}")
+            raise Misnamed(f"the policy has no job {name!r}{nearest(name, policy.jobs)}")
     if backend is not None and backend not in policy.backends:
-        raise Misnamed(f"the policy has no backend {backend!r}{_nearest(backend, policy.backends)}")
+        raise Misnamed(f"the policy has no backend {backend!r}{nearest(backend, policy.backends)}")
     pairs = []
     for name in dict.fromkeys(jobs or policy.jobs):
         mine = [pair for pair in policy.pairs_of(name) if backend in {None, pair.backend_name}]
@@ -71,7 +71,8 @@ def pairs_named(policy: Policy, jobs: Sequence[str], backend: str | None = None)
     return pairs
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that is not there."""
     names = list(known)
     near = get_close_matches(name, names, n=1)
     return f", did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"

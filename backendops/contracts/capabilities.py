@@ -75,6 +75,8 @@ class PartitionPlan:
     ahead: int
     cutoff: datetime | None
     quarantine: Duration
+    live_cutoff: datetime | None = None
+    """The same for the partitions of a live table that was converted; None keeps them for ever."""
 
 
 class CanPartition(ABC):

@@ -44,7 +44,7 @@ TABLE_INVALID_INDEXES: Final = Metric(
 )
 PARTITIONS_AHEAD: Final = Metric(
     "backendops_partitions_ahead",
-    "Partitions of the archive that lie wholly in the future, the fewest of any archive table.",
+    "Partitions that lie wholly in the future, the fewest of any archive or converted live table.",
 )
 PARTITIONS_QUARANTINED: Final = Metric(
     "backendops_partitions_quarantined", "Detached partitions that wait to be dropped."

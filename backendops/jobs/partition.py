@@ -28,6 +28,12 @@ class Partition(Job):
     # Three months give a team on holiday a quarter to notice that the job stopped.
     ahead: Annotated[int, Field(ge=1, le=400)] = Field(3, description="How many future partitions there are.")
     keep: Keep = Field(FOREVER, description="Partitions whose every row is older than this are retired.")
+    keep_live: Keep = Field(
+        FOREVER,
+        description="The same for a live table that `backendops partition convert` partitioned: its partitions are "
+        "retired whole, archived or not, once every result in them finished before this.",
+        examples=["30d"],
+    )
     quarantine: Duration = Field(
         Duration.parse("7d"),
         description="How long a retired partition stays, detached and restorable, before it is dropped.",
@@ -41,7 +47,9 @@ class Partition(Job):
     )
 
     def keeps(self) -> Mapping[str, Keep]:
-        return {"keep": self.keep}
+        # Only a converted table has such partitions; a key that comes or goes must not look like a shorter `keep`.
+        live = {} if isinstance(self.keep_live, Forever) else {"keep_live": self.keep_live}
+        return {"keep": self.keep, **live}
 
     def plan(self, now: datetime) -> PartitionPlan:
         """Which partitions there should be at `now`."""
@@ -51,6 +59,7 @@ class Partition(Job):
             ahead=self.ahead,
             cutoff=None if isinstance(self.keep, Forever) else now - self.keep,
             quarantine=self.quarantine,
+            live_cutoff=None if isinstance(self.keep_live, Forever) else now - self.keep_live,
         )
 
     def preview(self, backend: CanPartition, now: datetime) -> Preview:

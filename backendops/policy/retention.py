@@ -14,6 +14,7 @@ from backendops.contracts.job import Job
 from backendops.contracts.units import Duration, Forever, Keep
 from backendops.jobs.archive import Archive
 from backendops.jobs.expire import Expire
+from backendops.jobs.partition import Partition
 from backendops.jobs.rules import ArchiveRule, KeepRule, Matching, time_of
 from backendops.policy.fault import Fault
 from backendops.policy.patterns import covers, overlap
@@ -163,6 +164,16 @@ def _gone_before_archived(
             )
             break
     for name, job in jobs.items():
+        if isinstance(job, Partition):
+            # A partition of a converted live table goes whole: the archive has nothing to take from it afterwards.
+            for late in times:
+                if (older_than := _finite(late.time)) is not None and _not_longer(job.keep_live, older_than):
+                    yield Fault(
+                        ("jobs", name, "keep_live"),
+                        f"job {name!r} retires live partitions of {backend_name!r} after {job.keep_live}, "
+                        f"before {archive_name!r} archives {_them(late)} ({late.time}): make it longer",
+                    )
+                    break
         if not isinstance(job, Expire):
             continue
         earlier: list[Clause] = []

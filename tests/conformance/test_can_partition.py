@@ -364,18 +364,64 @@ def test_beside_a_default_partition_a_plain_detach_is_bounded(archived: str, mon
     assert everything(archived) == before
 
 
-def test_rows_in_a_default_partition_are_reported_where_they_are_in_the_way(postgres_url: str) -> None:
-    ensure_tables(postgres_url)
-    maintain(postgres_url, plan(ahead=1))
+def given_a_default(url: str, rows: int = 700) -> None:
+    """Somebody gives the archive a DEFAULT partition, and rows of two months without one come to it."""
     sql(
-        postgres_url,
+        url,
         f"CREATE TABLE {ARCHIVE}_rest PARTITION OF {ARCHIVE} DEFAULT",
-        f"INSERT INTO {ARCHIVE} (task_id, done_at) VALUES ('early', '2027-01-15')",
+        f"INSERT INTO {ARCHIVE} (id, task_id, done_at) SELECT n, 'late ' || n, "
+        f"timestamptz '2027-03-15 UTC' + n * interval '1 hour' FROM generate_series(1, {rows}) AS n",
+        f"INSERT INTO {ARCHIVE} (id, task_id, done_at) SELECT n, 'same ' || n, '2027-05-05' "
+        "FROM generate_series(1, 30) AS n",
     )
-    steps = maintain(postgres_url, plan())
-    assert [one.code for step in steps for one in step.findings] == ["partition.default-has-rows"]
-    assert f'made "public"."{ARCHIVE}_p2027_02"' in whats(steps)
-    assert sql(postgres_url, f"SELECT task_id FROM {ARCHIVE}") == [("early",)]
+
+
+def archived_rows(url: str) -> str:
+    """A checksum of every row that is, or was, the archive's."""
+    tables = sql(
+        url, "SELECT c.relname FROM pg_class AS c WHERE relkind = 'r' AND relname LIKE 'celery_taskmeta_arch%'"
+    )
+    union = " UNION ALL ".join(f"SELECT * FROM ONLY {table}" for (table,) in tables)
+    return str(sql(url, f"SELECT md5(string_agg(x::text, '|' ORDER BY x::text)) FROM ({union}) AS x")[0][0])
+
+
+def test_a_default_partition_that_somebody_filled_is_drained_in_batches(archived: str) -> None:
+    given_a_default(archived)
+    rows = archived_rows(archived)
+    with opened(archived) as backend:
+        steps = list(backend.maintain_partitions(plan(), TimedPace(100)))
+    moved = [step.rows for step in steps if step.rows]
+    assert (sum(moved), len(moved) >= 4) == (730, True)
+    assert archived_rows(archived) == rows
+    assert sql(archived, f"SELECT count(*) FROM {ARCHIVE}") == [(300 + 730,)]
+    assert {f"{ARCHIVE}_p2027_03", f"{ARCHIVE}_p2027_04", f"{ARCHIVE}_p2027_05"} <= set(attached(archived))
+    assert [one.code for step in steps for one in step.findings] == ["partition.default-emptied"]
+    assert f"{ARCHIVE}_rest" not in attached(archived)
+    # It is somebody's table, so it stays, and is not spoken of again.
+    assert sql(archived, f"SELECT count(*) FROM {ARCHIVE}_rest") == [(0,)]
+    assert whats(maintain(archived, plan())) == []
+
+
+def test_a_draining_that_is_cut_short_is_gone_on_with(archived: str) -> None:
+    given_a_default(archived)
+    rows = archived_rows(archived)
+    for _ in range(4):
+        with opened(archived) as backend:
+            steps = backend.maintain_partitions(plan(), TimedPace(100))
+            next(steps)
+            next(steps)
+            steps.close()
+        assert archived_rows(archived) == rows
+    with opened(archived) as backend:
+        list(backend.maintain_partitions(plan(), TimedPace(100)))
+    assert archived_rows(archived) == rows
+    assert sql(archived, f"SELECT count(*) FROM {ARCHIVE}") == [(300 + 730,)]
+
+
+def test_an_empty_default_partition_is_left_where_it_is(archived: str) -> None:
+    sql(archived, f"CREATE TABLE {ARCHIVE}_rest PARTITION OF {ARCHIVE} DEFAULT")
+    assert whats(maintain(archived, plan())) == []
+    assert f"{ARCHIVE}_rest" in attached(archived)
 
 
 def test_a_keep_that_grew_again_keeps_what_is_in_quarantine(archived: str) -> None:

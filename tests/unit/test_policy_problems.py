@@ -316,6 +316,10 @@ CHECKS = {
         HEAD + "  expire: {keep: 9d, keep_by_state: {SUCCESS: §1d}}\n  archive: {older_than: 7d}\n",
         "job 'expire' removes SUCCESS results from 'results' after 1d",
     ),
+    "gone with its partition": (
+        HEAD + "  partition: {keep_live: §5d}\n  archive: {older_than: 7d}\n",
+        "job 'partition' retires live partitions of 'results' after 5d, before 'archive' archives them (1w)",
+    ),
     "gone by Celery": (
         HEAD.replace("/d}", "/d, result_expires: §1d}") + "  archive: {older_than: 7d}\n",
         "Celery removes results from 'results' after 1d, before 'archive' archives them",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 
 from backendops.backends.postgres.archive import ArchiveOnPostgres
+from backendops.backends.postgres.convert import ConversionOnPostgres
 from backendops.backends.postgres.expire import ExpireOnPostgres
 from backendops.backends.postgres.handover import HandOverOnPostgres
 from backendops.backends.postgres.lock import take_lock
 from backendops.backends.postgres.partition import PartitionsOnPostgres
+from backendops.backends.postgres.partition_hands import PartitionsByHandOnPostgres
 from backendops.backends.postgres.pool import PoolOnPostgres
 from backendops.backends.postgres.pressure import PressureOnPostgres
 from backendops.backends.postgres.restore import RestoreOnPostgres
@@ -27,6 +29,7 @@ from backendops.contracts.capabilities import (
     CanReportPressure,
     CanVacuum,
 )
+from backendops.contracts.partitions import CanConvert, CanShowPartitions
 
 
 class PostgresBackend(
@@ -36,6 +39,8 @@ class PostgresBackend(
     StoreOnPostgres,
     RestoreOnPostgres,
     PartitionsOnPostgres,
+    PartitionsByHandOnPostgres,
+    ConversionOnPostgres,
     VacuumOnPostgres,
     PoolOnPostgres,
     PressureOnPostgres,
@@ -48,6 +53,8 @@ class PostgresBackend(
     CanRestore,
     CanTakeBack,
     CanPartition,
+    CanShowPartitions,
+    CanConvert,
     CanVacuum,
     CanReportPool,
     CanReportPressure,

@@ -196,7 +196,7 @@ def list_partitions(connection: Connection, oid: int) -> tuple[tuple[Partition, 
     taking: list[Partition] = []
     others: list[Partition] = []
     for row in connection.execute(load("postgres", "archive_table", "list_partitions"), {"oid": oid}):
-        start, end = _bounds(row.bounds or "")
+        start, end = bounds_of(row.bounds or "")
         partition = Partition(
             row.oid, row.schema, row.name, start, end, row.bounds == "DEFAULT", bool(row.detach_pending)
         )
@@ -204,7 +204,8 @@ def list_partitions(connection: Connection, oid: int) -> tuple[tuple[Partition, 
     return tuple(sorted(taking, key=lambda one: one.start)), tuple(sorted(others, key=lambda one: one.name))
 
 
-def _bounds(text: str) -> tuple[datetime, datetime]:
+def bounds_of(text: str) -> tuple[datetime, datetime]:
+    """The bounds of an archive's partition, as the server writes them: it holds the first <= done_at < the second."""
     first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
     match = re.fullmatch(r"FOR VALUES FROM \('?(.+?)'?\) TO \('?(.+?)'?\)", text)
     if match is None:
@@ -240,7 +241,7 @@ def create_partition(
         period = free_period(moment, every, zone, (*current.partitions, *pending))
         if period is None:
             return current
-        name = _free_name(connection, current.schema, partition_name(current.name, period[0], every, zone))
+        name = free_name(connection, current.schema, partition_name(current.name, period[0], every, zone))
         slots = {"archive": current.slot, "partition": literal(f"{quoted(current.schema)}.{quoted(name)}")}
         connection.execute(load("postgres", "archive_table", "create_partition", slots))
         connection.execute(
@@ -262,7 +263,8 @@ def _refreshed(connection: Connection, archive: ArchiveTable) -> ArchiveTable:
     return replace(archive, partitions=partitions, others=others)
 
 
-def _free_name(connection: Connection, schema: str, name: str) -> str:
+def free_name(connection: Connection, schema: str, name: str) -> str:
+    """`name`, or with a number where it is taken; raises BackendRefused where nine of them are."""
     for number in range(1, NAME_TRIES + 1):
         candidate = name if number == 1 else fit(name, f"_{number}")
         taken = connection.execute(

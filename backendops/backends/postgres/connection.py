@@ -200,6 +200,11 @@ class PostgresSession(SqlBackend):
                     self._connection.rollback()
                     self._connection.execution_options(isolation_level="READ COMMITTED")
 
+    @property
+    def interrupted(self) -> bool:
+        """Was the run asked to end?"""
+        return self._interrupted.is_set()
+
     def rest(self, seconds: float) -> None:
         """Wait, but no longer than until the run is asked to end."""
         self._interrupted.wait(seconds)

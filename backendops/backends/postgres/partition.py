@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -19,6 +19,8 @@ from backendops.backends.postgres.archive_table import (
 )
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.errors import STATEMENT_TIMEOUT, code_of
+from backendops.backends.postgres.live_partition import LiveWork, ahead_of, look_at_live, maintain_live
+from backendops.backends.postgres.partition_drain import drain_default
 from backendops.backends.postgres.partition_work import NewPartition, Work, count_ahead, decide
 from backendops.backends.postgres.quarantine import Detached, Retirement, list_detached, retiring_partitions
 from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
@@ -41,6 +43,7 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
         sql: list[str] = []
         findings: list[Finding] = []
         states: list[tuple[ArchiveTable | None, tuple[Detached, ...]]] = []
+        lives: list[LiveWork] = []
         with self.transaction(read_only=True) as connection:
             found = find_tables(self, connection)
             findings += found.missing
@@ -52,30 +55,37 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
                 said.append(f"{where}: {_in_words(work, made=archive is not None)}")
                 sql += _statements(where, schema, work, bool(archive and _default_of(archive)))
                 findings += _kept_again(work)
+                lives.append(look_at_live(self, connection, live, plan))
+            said += [words for one in lives if (words := one.in_words(plan))]
+            sql += [statement for one in lives for statement in one.statements()]
+            findings += [finding for one in lives for finding in one.findings]
         return Preview(
             "; ".join(said) or "Celery has made no tables yet: nothing to partition",
             statements=tuple(sql),
-            readings=_readings(states, plan),
+            readings=_readings(states, lives, plan),
             findings=tuple(findings),
         )
 
-    def maintain_partitions(self, plan: PartitionPlan, pace: Pace) -> Steps:  # noqa: ARG002 - every step is short
+    def maintain_partitions(self, plan: PartitionPlan, pace: Pace) -> Steps:
         with self.transaction() as connection:
             found = find_tables(self, connection)
         failures: list[BackendError] = []
         for live in found.tables:
             # One archive that is busy or not ours must not keep the other waiting; it is reported all the same.
-            try:
-                yield from self._maintain(live, plan)
-            except (BackendBusy, BackendRefused) as failure:
-                failures.append(failure)
+            for maintain in (self._maintain, self._maintain_live):
+                try:
+                    yield from maintain(live, plan, pace)
+                except (BackendBusy, BackendRefused) as failure:
+                    failures.append(failure)
         with self.transaction() as connection:
             looked = [self._look(connection, live, plan) for live in found.tables]
+            lives = [look_at_live(self, connection, live, plan) for live in found.tables]
         findings = [*found.missing, *(finding for *_, work in looked for finding in _kept_again(work))]
+        findings += [finding for one in lives for finding in one.findings]
         findings += [_also_failed(failure) for failure in failures[1:]]
         yield Step(
             what="" if found.tables else "Celery has made no tables yet: nothing to partition",
-            readings=_readings([(archive, detached) for archive, detached, _ in looked], plan),
+            readings=_readings([(archive, detached) for archive, detached, _ in looked], lives, plan),
             findings=tuple(findings),
         )
         if failures:
@@ -91,12 +101,13 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
         detached = list_detached(connection, archive.sql_name)
         return archive, detached, decide(name, archive, detached, plan, self.zone)
 
-    def _maintain(self, live: LiveTable, plan: PartitionPlan) -> Steps:
+    def _maintain(self, live: LiveTable, plan: PartitionPlan, pace: Pace) -> Steps:
         with self.transaction() as connection:
             archive = find_archive(connection, live, plan.archive)
         if archive is None:
             archive, made = ensure_archive(self, live, plan.archive)
             yield Step(what=made)
+        yield from drain_default(self, archive, plan.archive.every, pace)
         with self.transaction() as connection:
             _, _, work = self._look(connection, live, plan)
             retiring = retiring_partitions(connection, archive.oid)
@@ -109,7 +120,14 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
         for partition in work.retire:
             yield self._retire(archive, partition, plan)
         for left in work.drop:
-            yield self._drop(left)
+            yield drop_detached(self, left)
+
+    def _maintain_live(self, live: LiveTable, plan: PartitionPlan, pace: Pace) -> Steps:  # noqa: ARG002 - short steps
+        yield from maintain_live(self, live, plan)
+        with self.transaction() as connection:
+            over = look_at_live(self, connection, live, plan).drop
+        for left in over:
+            yield drop_detached(self, left)
 
     def _create(self, archive: ArchiveTable, new: NewPartition, plan: PartitionPlan) -> Steps:
         after = create_partition(self, archive, new.start, plan.archive.every, self.zone)
@@ -169,29 +187,32 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
         with_ddl(self, lambda connection: _note(connection, slot, quarantined))
         return Step(what=f"detached {sql_name}; it is kept until {drop_after:%Y-%m-%d %H:%M} UTC, then dropped")
 
-    def _drop(self, left: Detached) -> Step:
-        def drop(connection: Connection) -> bool:
-            connection.execute(load("postgres", "partition", "lock", {"partition": left.slot}))
-            unchanged: bool = connection.execute(
-                load("postgres", "partition", "look_again"),
-                {"oid": left.oid, "name": left.sql_name, "comment": left.comment},
-            ).scalar_one()
-            if unchanged:
-                connection.execute(load("postgres", "partition", "drop", {"partition": left.slot}))
-            return unchanged
 
-        try:
-            dropped = with_ddl(self, drop)
-        except BackendError as error:
-            if code_of(error) != DEPENDENT_OBJECTS:
-                raise
-            raise BackendRefused(
-                f"{left.sql_name} is past its quarantine, but something depends on it: {error}",
-                "drop the view that was made of it, or attach it again: " + left.way_back,
-            ) from error
-        if not dropped:
-            return Step(what=f"left {left.sql_name}: somebody took it out of quarantine")
-        return Step(what=f"dropped {left.sql_name} ({format_bytes(left.bytes)})")
+def drop_detached(session: PostgresSession, left: Detached) -> Step:
+    """Drop a quarantined table, unless somebody took it out of quarantine this very moment."""
+
+    def drop(connection: Connection) -> bool:
+        connection.execute(load("postgres", "partition", "lock", {"partition": left.slot}))
+        unchanged: bool = connection.execute(
+            load("postgres", "partition", "look_again"),
+            {"oid": left.oid, "name": left.sql_name, "comment": left.comment},
+        ).scalar_one()
+        if unchanged:
+            connection.execute(load("postgres", "partition", "drop", {"partition": left.slot}))
+        return unchanged
+
+    try:
+        dropped = with_ddl(session, drop)
+    except BackendError as error:
+        if code_of(error) != DEPENDENT_OBJECTS:
+            raise
+        raise BackendRefused(
+            f"{left.sql_name} is past its quarantine, but something depends on it: {error}",
+            "drop the view that was made of it, or attach it again: " + left.way_back,
+        ) from error
+    if not dropped:
+        return Step(what=f"left {left.sql_name}: somebody took it out of quarantine")
+    return Step(what=f"dropped {left.sql_name} ({format_bytes(left.bytes)})")
 
 
 def _note(connection: Connection, slot: str, retirement: Retirement) -> None:
@@ -254,10 +275,11 @@ def _also_failed(failure: BackendError) -> Finding:
 
 
 def _readings(
-    states: list[tuple[ArchiveTable | None, tuple[Detached, ...]]], plan: PartitionPlan
+    states: list[tuple[ArchiveTable | None, tuple[Detached, ...]]], lives: Sequence[LiveWork], plan: PartitionPlan
 ) -> tuple[Reading, ...]:
     ahead = [count_ahead(archive.partitions, plan.now) if archive else 0 for archive, _ in states]
+    quarantined = sum(len(detached) for _, detached in states) + sum(len(one.detached) for one in lives)
     return (
-        metrics.PARTITIONS_AHEAD.read(min(ahead, default=0)),
-        metrics.PARTITIONS_QUARANTINED.read(sum(len(detached) for _, detached in states)),
+        metrics.PARTITIONS_AHEAD.read(min([*ahead, *ahead_of(lives)], default=0)),
+        metrics.PARTITIONS_QUARANTINED.read(quarantined),
     )

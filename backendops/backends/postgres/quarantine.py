@@ -32,6 +32,8 @@ class Retirement:
     upper: datetime
     detached_at: datetime | None = None
     drop_after: datetime | None = None
+    bounds: str | None = None
+    """Of a live table's partition, as the server writes them: its bounds are ids, or times without a zone."""
 
     def __str__(self) -> str:
         """The comment's text: JSON that begins with our name."""
@@ -55,6 +57,8 @@ class Retirement:
             retirement = cls(**fields)
         except (ValueError, TypeError):
             return None
+        if not (retirement.bounds is None or isinstance(retirement.bounds, str)):
+            return None
         whole = retirement.detached_at is not None and retirement.drop_after is not None
         return retirement if retirement.state == "retiring" or (retirement.state == "quarantined" and whole) else None
 
@@ -69,6 +73,8 @@ class Detached:
     bytes: int
     comment: str
     retirement: Retirement
+    rows: int = 0
+    """The server's estimate."""
 
     @property
     def sql_name(self) -> str:
@@ -83,21 +89,25 @@ class Detached:
     @property
     def way_back(self) -> str:
         """The SQL that makes it part of its archive again."""
-        back = self.retirement
         return (
-            f"ALTER TABLE {back.archive} ATTACH PARTITION {self.sql_name} "
-            f"FOR VALUES FROM ('{back.lower.isoformat()}') TO ('{back.upper.isoformat()}'); "
+            f"ALTER TABLE {self.retirement.archive} ATTACH PARTITION {self.sql_name} {self.bounds}; "
             f"COMMENT ON TABLE {self.sql_name} IS NULL;"
         )
 
+    @property
+    def bounds(self) -> str:
+        """The bounds it had, as SQL."""
+        back = self.retirement
+        return back.bounds or f"FOR VALUES FROM ('{back.lower.isoformat()}') TO ('{back.upper.isoformat()}')"
 
-def list_detached(connection: Connection, archive: str) -> tuple[Detached, ...]:
-    """Every table that was detached from this archive by us and is still there."""
+
+def list_detached(connection: Connection, archive: str | None = None) -> tuple[Detached, ...]:
+    """Every table that was detached by us, from this archive or live table or from any, and is still there."""
     found = []
     for row in connection.execute(load("postgres", "partition", "list_detached")):
         retirement = Retirement.parse(row.comment)
-        if retirement is not None and retirement.archive == archive:
-            found.append(Detached(row.oid, row.schema, row.name, row.bytes, row.comment, retirement))
+        if retirement is not None and archive in (None, retirement.archive):
+            found.append(Detached(row.oid, row.schema, row.name, row.bytes, row.comment, retirement, row.rows))
     return tuple(sorted(found, key=lambda one: (one.retirement.lower, one.name)))
 
 

@@ -13,6 +13,7 @@ SELECT
     n.nspname AS schema,
     c.relname AS name,
     d.description AS comment,
+    greatest(c.reltuples, 0)::bigint AS rows,
     pg_total_relation_size(c.oid) AS bytes
 FROM pg_description AS d
 JOIN pg_class AS c ON c.oid = d.objoid
@@ -65,3 +66,78 @@ DROP TABLE /* partition */ celery_taskmeta_archive_p2026_01;
 -- name: sample_default
 -- Rows in a default partition stand in the way of every partition of their time.
 SELECT EXISTS (SELECT FROM /* partition */ celery_taskmeta_archive_default);
+
+-- name: list_archives
+-- Known by what only an archive of ours has: partitioned by done_at, with the moment of archiving beside it.
+SELECT c.oid
+FROM pg_catalog.pg_class AS c
+WHERE c.relkind = 'p'
+    AND NOT c.relispartition
+    AND pg_catalog.pg_get_partkeydef(c.oid) = 'RANGE (done_at)'
+    AND EXISTS (
+        SELECT FROM pg_catalog.pg_attribute AS a
+        WHERE a.attrelid = c.oid AND a.attname = 'archived_at' AND NOT a.attisdropped
+    );
+
+-- name: list_attached
+-- Every partition of these tables, as an operator asks for them.
+SELECT
+    i.inhparent AS parent,
+    quote_ident(pn.nspname) || '.' || quote_ident(p.relname) AS parent_name,
+    n.nspname AS schema,
+    c.relname AS name,
+    pg_catalog.pg_get_expr(c.relpartbound, c.oid) AS bounds,
+    i.inhdetachpending AS detach_pending,
+    greatest(c.reltuples, 0)::bigint AS rows,
+    pg_catalog.pg_total_relation_size(c.oid) AS bytes
+FROM pg_catalog.pg_inherits AS i
+JOIN pg_catalog.pg_class AS p ON p.oid = i.inhparent
+JOIN pg_catalog.pg_namespace AS pn ON pn.oid = p.relnamespace
+JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE i.inhparent = ANY (CAST(:oids AS oid[]))
+ORDER BY 2, c.relname;
+
+-- name: find_parent
+-- What a quarantined partition was a part of, by the name that its comment remembers.
+SELECT c.oid, c.relkind::text AS kind
+FROM pg_catalog.pg_class AS c
+WHERE c.oid = to_regclass(CAST(:name AS text));
+
+-- name: forget
+-- It is an ordinary partition again, and not to be dropped by anybody.
+COMMENT ON TABLE /* partition */ celery_taskmeta_archive_p2026_01 IS NULL;
+
+-- name: find_first
+-- The oldest row of a former default partition; one without a finite time has no partition to go to.
+SELECT min(done_at)
+FROM ONLY /* former */ celery_taskmeta_archive_default
+WHERE done_at >= CAST(:since AS timestamptz) AND isfinite(done_at);
+
+-- name: find_bound
+-- The end of a batch of so many rows, from the index alone. Nothing: they all fit.
+SELECT done_at
+FROM ONLY /* former */ celery_taskmeta_archive_default
+WHERE done_at >= :low AND done_at < :end
+ORDER BY done_at
+OFFSET :size LIMIT 1;
+
+-- name: move_former
+-- One statement: each row is in the one table or in the other.
+WITH moved AS (
+    DELETE FROM ONLY /* former */ celery_taskmeta_archive_default
+    WHERE done_at >= :low AND done_at < :high
+    RETURNING /* columns */ id, task_id, status, result, date_done, done_at, archived_at /* end */
+)
+INSERT INTO /* archive */ celery_taskmeta_archive (/* columns */ id, task_id, status, result, date_done, done_at, archived_at /* end */)
+SELECT /* columns */ id, task_id, status, result, date_done, done_at, archived_at /* end */ FROM moved;
+
+-- name: move_moment
+-- The same for rows that share one moment.
+WITH moved AS (
+    DELETE FROM ONLY /* former */ celery_taskmeta_archive_default
+    WHERE done_at = :low
+    RETURNING /* columns */ id, task_id, status, result, date_done, done_at, archived_at /* end */
+)
+INSERT INTO /* archive */ celery_taskmeta_archive (/* columns */ id, task_id, status, result, date_done, done_at, archived_at /* end */)
+SELECT /* columns */ id, task_id, status, result, date_done, done_at, archived_at /* end */ FROM moved;

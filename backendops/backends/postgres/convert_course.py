@@ -1,0 +1,135 @@
+"""The statements of a conversion, in order: what `--plan` prints is what is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from backendops.backends.postgres.convert_checks import Index, Inspected, index_name
+from backendops.backends.postgres.live_table import Marker
+from backendops.backends.postgres.periods import fit
+from backendops.backends.postgres.sent import EXCLUSIVE, SHARE_UPDATE, Sent
+from backendops.backends.postgres.tables import LiveTable, quoted
+from backendops.backends.sql_files import literal
+from backendops.contracts.partitions import PlannedStatement
+from backendops.contracts.units import format_bytes, format_seconds
+
+# What a slow disk reads in a second, for an estimate that is rather too long than too short.
+READ_BYTES: Final = 200 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """One table's way to partitions: every name and bound is decided."""
+
+    live: LiveTable
+    found: Inspected
+    marker: Marker
+    indexes: tuple[Index, ...]
+    """Those of the table, and the one that is still to be built."""
+    grants: tuple[tuple[str, dict[str, str]], ...]
+    bound: int | datetime
+    """What the table has now stays below it."""
+    leaf_name: str
+    """The partition that takes what comes from the bound on."""
+    leaf_upper: datetime | None
+    """Where that ends; by id it has no end."""
+
+    @property
+    def first(self) -> str:
+        """The table under its name as a leaf, as a slot."""
+        return self._named(self.marker.first)
+
+    @property
+    def leaf(self) -> str:
+        """The next leaf, as a slot."""
+        return self._named(self.leaf_name)
+
+    def index(self) -> Iterator[Sent]:
+        """One by one outside any transaction."""
+        for index in self.found.invalid:
+            yield Sent("convert", "drop_invalid", {"index": self._named(index.name)}, lock=SHARE_UPDATE, hold="none")
+        if self.found.date_index is None:
+            slots = {"name": literal(quoted(index_name(self.live))), "live": self.live.slot}
+            yield Sent("convert", "index_date_done", slots, lock=SHARE_UPDATE, hold=f"none; {self._reading(2)}")
+
+    def bounding(self) -> Sent:
+        """In a short transaction of its own."""
+        name = "bound_ids" if self.marker.by == "id" else "bound_dates"
+        hold = "about 2 ms: no row is read"
+        return Sent("live_partition", name, {"leaf": self.live.slot}, {"bound": self.bound}, hold=hold)
+
+    def validating(self) -> Sent:
+        """In a transaction of its own."""
+        slots = {"leaf": self.live.slot}
+        return Sent("live_partition", "validate_bound", slots, lock=SHARE_UPDATE, hold=f"none; {self._reading(1)}")
+
+    def swap(self) -> Iterator[Sent]:
+        """All in one transaction, behind the lock; no row is read."""
+        live, first, leaf = self.live.slot, self.first, self.leaf
+        by_id = self.marker.by == "id"
+        yield Sent("convert", "rename_table", {"live": live, "name": literal(quoted(self.marker.first))})
+        for index in self.indexes:
+            yield self._rename(index)
+        parent = {"live": live, "first": first, "key": literal(quoted(fit(self.live.name, "_pkey")))}
+        yield Sent("convert", "create_by_id" if by_id else "create_by_date", parent)
+        owner = literal(quoted(self.found.owner))
+        owned = self.found.owner == self.live.role
+        if not owned:
+            yield Sent("convert", "own", {"live": live, "owner": owner})
+        yield Sent("convert", "index_parent", {"name": literal(quoted(index_name(self.live))), "live": live})
+        slots = {"live": live, "leaf": leaf}
+        if by_id:
+            yield Sent("convert", "attach_first", {"live": live, "first": first}, {"upper": self.bound})
+            yield Sent("live_partition", "drop_bound", {"leaf": first})
+            yield Sent("live_partition", "make_leaf", {"leaf": leaf, "model": first})
+            yield Sent("live_partition", "attach_tail", slots, {"lower": self.bound})
+        else:
+            yield Sent("convert", "attach_default", {"live": live, "first": first})
+            yield Sent("live_partition", "make_leaf", {"leaf": leaf, "model": first})
+            yield Sent("live_partition", "drop_bound", {"leaf": leaf})
+            yield Sent("live_partition", "attach_dates", slots, {"lower": self.bound, "upper": self.leaf_upper})
+            yield Sent("live_partition", "drop_bound", {"leaf": first})
+        if not owned:
+            yield Sent("live_partition", "own_leaf", {"leaf": leaf, "owner": owner})
+        for name, grant in self.grants:
+            yield Sent("convert", name, {"live": live, **grant})
+        yield Sent("convert", "describe", {"live": live}, {"comment": str(self.marker)})
+
+    def planned(self) -> Iterator[PlannedStatement]:
+        """Every statement, for people."""
+        for sent in (*self.index(), self.bounding(), self.validating()):
+            yield sent.planned()
+        lock = Sent("live_partition", "lock_live", {"live": self.live.slot})
+        yield PlannedStatement(
+            lock.planned().sql, EXCLUSIVE, "about 10 to 20 ms until the commit: no row is read; waited for 2 s at most"
+        )
+        for sent in self.swap():
+            yield sent.planned(together=True)
+
+    def _rename(self, index: Index) -> Sent:
+        old = index.constraint or index.name
+        new = next(new for new, was in self.marker.renamed.items() if was == old)
+        if index.constraint:
+            slots = {"live": self.first, "old": literal(quoted(old)), "name": literal(quoted(new))}
+            return Sent("convert", "rename_constraint", slots)
+        return Sent("convert", "rename_index", {"index": self._named(old), "name": literal(quoted(new))})
+
+    def _named(self, name: str) -> str:
+        return literal(f"{quoted(self.live.schema)}.{quoted(name)}")
+
+    def _reading(self, times: int) -> str:
+        size = self.found.row.heap_bytes * times
+        return f"reads {format_bytes(size)}, up to {format_seconds(max(size / READ_BYTES, 0.1))}"
+
+
+def new_names(live: LiveTable, first: str, indexes: tuple[Index, ...]) -> dict[str, str]:
+    """What the first leaf's indexes and constraints are to be called, and what they were called."""
+    renamed: dict[str, str] = {}
+    for index in indexes:
+        old = index.constraint or index.name
+        new = fit(old.replace(live.name, first, 1)) if live.name in old else fit(first, f"_{old}"[:40])
+        renamed[new if new not in renamed else fit(first, f"_{index.oid}")] = old
+    return renamed

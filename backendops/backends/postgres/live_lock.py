@@ -1,0 +1,60 @@
+"""A moment's exclusive lock on a live table: asked for briefly and often, held for milliseconds, measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from time import monotonic
+from typing import Final
+
+from sqlalchemy import Connection
+
+from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.errors import DEADLOCK, LOCK_NOT_AVAILABLE, code_of
+from backendops.backends.postgres.sent import Sent, leaf, rendered, send_rendered
+from backendops.contracts.errors import BackendBusy
+
+# While it is waited for, every writer of the table waits behind it: a tenth of a second first, 2 s at the very most.
+PATIENCE: Final = tuple(timedelta(seconds=seconds) for seconds in (0.1, 0.1, 0.25, 0.25, 0.5, 0.5, 1, 1, 2, 2))
+
+
+def with_moment(
+    session: PostgresSession,
+    live: str,
+    quiet: Iterable[str],
+    statements: Iterable[Sent],
+    check: Callable[[Connection], bool] | None = None,
+) -> float | None:
+    """Send the statements while everybody else is kept from the table `live`; for how many seconds that was.
+
+    `quiet` are the tables that are freed of autovacuum before; both are slots. Where `check`, asked under the lock,
+    says no, nothing is sent and the answer is None. Raises BackendBusy, with nothing changed, where ten tries met a
+    transaction that does not end.
+    """
+    tables, wanted = tuple(quiet), tuple(statements)
+    for attempt, patience in enumerate(PATIENCE, 1):
+        try:
+            with session.transaction() as connection:
+                for table in tables:
+                    leaf("quiet", {"leaf": table}).send(connection)
+                text = rendered(connection, wanted)
+                session.bound(connection, lock_timeout=patience)
+                leaf("lock_live", {"live": live}).send(connection)
+                began = monotonic()
+                leaf("hurry", {}).send(connection)
+                if check is not None and not check(connection):
+                    return None
+                send_rendered(connection, text)
+            return monotonic() - began
+        except BackendBusy as busy:
+            if attempt == len(PATIENCE) or code_of(busy) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
+                raise
+        # Uneven rests: what is in the way may come again and again in a rhythm of its own.
+        session.rest(random.uniform(0.1, 0.5) * attempt)  # noqa: S311 - no secret depends on it
+    raise AssertionError("the last attempt returns or raises")
+
+
+def held(seconds: float | None) -> str:
+    """For the end of a sentence."""
+    return f"; exclusive lock held for {(seconds or 0.0) * 1000:.1f} ms"

@@ -1,0 +1,127 @@
+"""A default partition that somebody gave an archive: its rows go to partitions of their own time, in batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from time import monotonic
+from typing import Final
+
+from sqlalchemy import Connection
+
+from backendops.backends.postgres.archive_table import ArchiveTable, Partition, ensure_partitions, with_ddl
+from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.tables import quoted
+from backendops.backends.sql_files import literal, load
+from backendops.contracts.capabilities import Every
+from backendops.contracts.readings import Finding, Severity
+from backendops.contracts.run import Pace, Step, Steps
+
+_MARK: Final = "former default"
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """A table that was an archive's default partition, and has rows that are still to go back into the archive."""
+
+    sql_name: str
+
+    @property
+    def slot(self) -> str:
+        """Schema and name as the text of a slot."""
+        return literal(self.sql_name)
+
+
+def filled_default(connection: Connection, archive: ArchiveTable) -> Partition | None:
+    """The archive's default partition, where rows are in it: they stand in the way of partitions of their time."""
+    for one in archive.others:
+        slots = {"partition": one.slot}
+        if one.is_default and connection.execute(load("postgres", "partition", "sample_default", slots)).scalar_one():
+            return one
+    return None
+
+
+def former_defaults(connection: Connection, archive: ArchiveTable) -> tuple[Former, ...]:
+    """Those that a run has taken out of the archive and not emptied yet."""
+    rows = connection.execute(load("postgres", "partition", "list_detached"))
+    return tuple(Former(f"{quoted(row.schema)}.{quoted(row.name)}") for row in rows if row.comment == _comment(archive))
+
+
+def drain_default(session: PostgresSession, archive: ArchiveTable, every: Every, pace: Pace) -> Steps:
+    """Take a filled default partition out of the archive and move its rows into partitions made for them.
+
+    A row is out of the archive from the detach until its batch; it is in the one table or in the other at any moment,
+    and a run that ends in between is gone on with by the next.
+    """
+    with session.transaction() as connection:
+        default = filled_default(connection, archive)
+    if default is not None:
+        slots = {"archive": archive.slot, "partition": default.slot}
+
+        def detach(connection: Connection) -> None:
+            connection.execute(load("postgres", "partition", "detach", slots))
+            connection.execute(load("postgres", "partition", "note", slots), {"comment": _comment(archive)})
+
+        with_ddl(session, detach)
+        yield Step(what=f"took the default partition {default.sql_name} out of {archive.sql_name}, to move its rows")
+    with session.transaction() as connection:
+        formers = former_defaults(connection, archive)
+    for former in formers:
+        yield from _empty(session, archive, former, every, pace)
+
+
+def _empty(session: PostgresSession, archive: ArchiveTable, former: Former, every: Every, pace: Pace) -> Steps:
+    columns = literal(", ".join(quoted(column.name) for column in archive.columns))
+    slots = {"former": former.slot, "archive": archive.slot, "columns": columns}
+    # From here on: what is removed stays in the index until a vacuum, and would be walked over again each time.
+    since = "-infinity"
+    while True:
+        with session.transaction() as connection:
+            statement = load("postgres", "partition", "find_first", slots)
+            first: datetime | None = connection.execute(statement, {"since": since}).scalar_one()
+        if first is None:
+            break
+        archive = ensure_partitions(session, archive, [first], every, session.zone)
+        end = next(one.end for one in archive.partitions if one.start <= first < one.end)
+        began, size = monotonic(), pace.size
+        with session.transaction() as connection:
+            statement = load("postgres", "partition", "find_bound", slots)
+            values = {"low": first, "end": end, "size": size}
+            bound = connection.execute(statement, values).scalar_one_or_none() or end
+            # Where more rows than a batch share a moment, they go together.
+            name = "move_moment" if bound == first else "move_former"
+            statement = load("postgres", "partition", name, slots)
+            rows = connection.execute(statement, {"low": first, **({} if bound == first else {"high": bound})}).rowcount
+        since = first.isoformat()
+        pace.measured(rows, monotonic() - began)
+        yield Step(rows=rows, what=f"moved out of {former.sql_name} into partitions of {archive.sql_name}")
+    yield Step(findings=tuple(_emptied(session, former, slots)))
+
+
+def _emptied(session: PostgresSession, former: Former, slots: dict[str, str]) -> Iterator[Finding]:
+    with session.transaction() as connection:
+        left = connection.execute(
+            load("postgres", "partition", "sample_default", {"partition": former.slot})
+        ).scalar_one()
+        if not left:
+            connection.execute(load("postgres", "partition", "forget", {"partition": former.slot}))
+    if left:
+        yield Finding(
+            Severity.WARNING,
+            "partition.no-time",
+            f"{former.sql_name} has rows whose done_at is infinite: no partition takes them",
+            "give them a time, and run the job again",
+        )
+    else:
+        yield Finding(
+            Severity.INFO,
+            "partition.default-emptied",
+            f"{former.sql_name}, which was the default partition of {slots['archive']}, is empty",
+            f"DROP TABLE {former.sql_name}; an archive of backendops needs no default partition",
+        )
+
+
+def _comment(archive: ArchiveTable) -> str:
+    return json.dumps({"backendops": _MARK, "archive": archive.sql_name}, ensure_ascii=False)

@@ -1,0 +1,142 @@
+"""Partitions by hand: listed, taken back out of quarantine, dropped before or after their time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Final
+
+from sqlalchemy import Connection
+
+from backendops.backends.postgres.archive_table import with_ddl
+from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.errors import code_of
+from backendops.backends.postgres.live_leaves import beside_default
+from backendops.backends.postgres.live_table import LiveState, parse_bounds, read_live
+from backendops.backends.postgres.partition import drop_detached
+from backendops.backends.postgres.quarantine import Detached, list_detached
+from backendops.backends.postgres.sent import Sent, leaf
+from backendops.backends.postgres.tables import LiveTable, find_tables, list_columns, quoted
+from backendops.backends.sql_files import literal, load
+from backendops.contracts.errors import BackendError, BackendRefused
+from backendops.contracts.partitions import CanShowPartitions, PartitionShown
+from backendops.contracts.run import Step, Steps
+
+# Bounds that overlap a partition's, rows that are not within them, and columns that do not fit.
+CANNOT_ATTACH: Final = frozenset({"42P17", "23514", "42804", "42P16"})
+
+
+class PartitionsByHandOnPostgres(PostgresSession, CanShowPartitions):
+    """Can show its partitions and take quarantined ones back or away."""
+
+    def show_partitions(self) -> Sequence[PartitionShown]:
+        with self.transaction(read_only=True) as connection:
+            oids = list(connection.execute(load("postgres", "partition", "list_archives")).scalars())
+            lives = find_tables(self, connection).tables
+            oids += [one.oid for one in lives if read_live(connection, one).state == "partitioned"]
+            attached = connection.execute(load("postgres", "partition", "list_attached"), {"oids": oids}).all()
+            detached = list_detached(connection)
+        shown = [
+            PartitionShown(
+                row.parent_name, row.name, row.schema, _state(row.bounds, row.detach_pending), row.bounds, row.rows,
+                row.bytes,
+            )
+            for row in attached
+        ]  # fmt: skip
+        for one in detached:
+            back = one.retirement
+            shown.append(
+                PartitionShown(
+                    back.archive, one.name, one.schema, back.state, one.bounds, one.rows, one.bytes,
+                    back.detached_at, back.drop_after,
+                )
+            )  # fmt: skip
+        return shown
+
+    def reattach(self, name: str) -> Steps:
+        with self.transaction() as connection:
+            one = _named(connection, name)
+            parent = connection.execute(
+                load("postgres", "partition", "find_parent"), {"name": one.retirement.archive}
+            ).one_or_none()
+            if parent is None or parent.kind != "p":
+                raise _no_parent(one, gone=parent is None)
+            live = next((table for table in find_tables(self, connection).tables if table.oid == parent.oid), None)
+            state = read_live(connection, live) if live else None
+            have = {column.name for column in list_columns(connection, one.oid)}
+            missing = [column for column in list_columns(connection, parent.oid) if column.name not in have]
+        statements = [
+            Sent("archive_table", "add_column", {"archive": one.slot, "column": literal(f"{quoted(c.name)} {c.type}")})
+            for c in missing
+        ]
+        slots = {"live": literal(one.retirement.archive), "leaf": one.slot, "bounds": literal(one.bounds)}
+        statements += [leaf("attach_as_it_was", slots), Sent("partition", "forget", {"partition": one.slot})]
+        try:
+            self._attach(live, state, one, statements)
+        except BackendError as error:
+            if code_of(error) not in CANNOT_ATTACH:
+                raise
+            raise BackendRefused(
+                f"{one.sql_name} cannot go back to {one.retirement.archive}: {error}",
+                "what is in its place now? `backendops partitions list` shows every partition's bounds",
+            ) from error
+        yield Step(what=f"{one.sql_name} is a partition of {one.retirement.archive} again")
+
+    def drop_quarantined(self, name: str, now: datetime, before_its_time: bool) -> Steps:
+        with self.transaction() as connection:
+            one = _named(connection, name)
+        until = one.retirement.drop_after
+        if not before_its_time and (until is None or now < until):
+            when = f"until {until:%Y-%m-%d %H:%M} UTC" if until else "and its time has not begun"
+            raise BackendRefused(
+                f"{one.sql_name} is in quarantine {when}",
+                "wait, take it back with `backendops partitions reattach`, or drop it all the same with --now",
+            )
+        yield drop_detached(self, one)
+
+    def _attach(self, live: LiveTable | None, state: LiveState | None, one: Detached, statements: list[Sent]) -> None:
+        _, lower, upper = parse_bounds(one.bounds)
+        if live and state and state.default and isinstance(lower, datetime) and isinstance(upper, datetime):
+            beside_default(self, live, state, {"lower": lower, "upper": upper}, statements)
+            return
+
+        def attach(connection: Connection) -> None:
+            # Its rows are read once, to see that they are within the bounds; nobody else waits for it.
+            self.bound(connection, statement_timeout=self.limits.budget)
+            for statement in statements:
+                statement.send(connection)
+
+        with_ddl(self, attach)
+
+
+def _named(connection: Connection, name: str) -> Detached:
+    detached = list_detached(connection)
+    found = [one for one in detached if name in _names(one)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise BackendRefused(
+            f"{name} is in quarantine in several schemas", f"name one: {', '.join(one.sql_name for one in found)}"
+        )
+    there = ", ".join(one.sql_name for one in detached) or "nothing"
+    raise BackendRefused(f"no table {name} is in quarantine", f"in quarantine: {there}")
+
+
+def _names(one: Detached) -> Iterator[str]:
+    yield from (one.name, f"{one.schema}.{one.name}", one.sql_name)
+
+
+def _no_parent(one: Detached, gone: bool) -> BackendRefused:
+    table = one.retirement.archive
+    why = "is not there any more" if gone else "is not partitioned any more"
+    return BackendRefused(
+        f"{one.sql_name} cannot go back: {table} {why}",
+        f"its rows can be copied from there into {table} by hand, column by column",
+    )
+
+
+def _state(bounds: str, detach_pending: bool) -> str:
+    if detach_pending:
+        return "detaching"
+    kind = parse_bounds(bounds)[0]
+    return kind if kind in ("default", "tail") else "attached"

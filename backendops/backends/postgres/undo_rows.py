@@ -1,0 +1,103 @@
+"""Moving the rows of a former partition into the plain table that shows them already, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from time import monotonic
+from typing import Final
+
+from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.errors import DEADLOCK, LOCK_NOT_AVAILABLE, STATEMENT_TIMEOUT, code_of
+from backendops.backends.postgres.live_table import Leaf
+from backendops.backends.postgres.tables import LiveTable, quoted
+from backendops.backends.sql_files import literal, load
+from backendops.contracts.errors import BackendBusy, BackendError
+from backendops.contracts.run import Pace, Step
+
+UNIQUE_VIOLATION: Final = "23505"
+# A batch that others' locks keep from moving is tried again a few times; then the next run has its turn.
+ROUNDS: Final = 5
+# A batch that fails ten times in a row, each time smaller, meets something that waiting for will not cure.
+TRIES: Final = 10
+# So many rows of a batch in which one is there twice are tried alone, each in a transaction.
+ONE_BY_ONE: Final = 200
+# Below every id there may be.
+LOWEST: Final = -(2**62)
+
+
+class Mover:
+    """One leaf's rows on their way."""
+
+    def __init__(self, session: PostgresSession, live: LiveTable, leaf: Leaf, pace: Pace) -> None:
+        columns = literal(", ".join(quoted(column.name) for column in live.columns))
+        self._session = session
+        self._live = live
+        self._pace = pace
+        self._slots = {"leaf": leaf.slot, "live": live.slot, "columns": columns}
+        self._conflicts: set[int] = set()
+        """Ids of rows that the plain table has already, by their id or their task id."""
+
+    def all_rows(self) -> Generator[Step, None, int]:
+        """Every row that nobody holds, in batches; gives how many could not be moved because they are there twice."""
+        failures = 0
+        for _ in range(ROUNDS):
+            low = self._next_id(LOWEST)
+            while low is not None:
+                began, size = monotonic(), self._pace.size
+                try:
+                    moved, reached = self._move_batch(low, size)
+                except BackendBusy as busy:
+                    failures += 1
+                    again = code_of(busy) in (LOCK_NOT_AVAILABLE, DEADLOCK, STATEMENT_TIMEOUT)
+                    if failures == TRIES or self._session.interrupted or not again:
+                        raise
+                    self._pace.timed_out()
+                    self._session.rest(0.2)
+                    continue
+                failures = 0
+                self._pace.measured(moved, monotonic() - began)
+                yield Step(rows=moved, what=f"moved back to {self._live.sql_name}")
+                # What others hold is behind us now: the next round looks for it again.
+                low = None if reached is None else self._next_id(reached + 1)
+            if self._only_conflicts():
+                break
+            self._session.rest(0.1)
+        return len(self._conflicts)
+
+    def _move_batch(self, low: int, size: int) -> tuple[int, int | None]:
+        """How many rows were moved, and up to which id; None where others hold all that is left."""
+        try:
+            with self._session.transaction() as connection:
+                statement = load("postgres", "convert", "move_back", self._slots)
+                moved = connection.execute(statement, {"low": low, "size": size}).scalars().all()
+            return len(moved), max(moved, default=None)
+        except BackendError as error:
+            if code_of(error) != UNIQUE_VIOLATION:
+                raise
+        ids = self._ids(low, min(size, ONE_BY_ONE))
+        alone = 0
+        for number in ids:
+            try:
+                with self._session.transaction() as connection:
+                    connection.execute(load("postgres", "convert", "move_one_back", self._slots), {"id": number})
+                alone += 1
+            except BackendError as error:
+                if code_of(error) != UNIQUE_VIOLATION:
+                    raise
+                self._conflicts.add(number)
+        return alone, max(ids, default=None)
+
+    def _next_id(self, low: int) -> int | None:
+        with self._session.transaction() as connection:
+            statement = load("postgres", "convert", "find_next_id", self._slots)
+            following: int | None = connection.execute(statement, {"low": low}).scalar_one()
+        return following
+
+    def _ids(self, low: int, size: int) -> list[int]:
+        with self._session.transaction() as connection:
+            statement = load("postgres", "convert", "list_batch", self._slots)
+            return list(connection.execute(statement, {"low": low, "size": size}).scalars())
+
+    def _only_conflicts(self) -> bool:
+        """Is nothing left but what is there twice?"""
+        return set(self._ids(LOWEST, len(self._conflicts) + 1)) <= self._conflicts
