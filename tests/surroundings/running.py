@@ -8,12 +8,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from backendops.backends.postgres import PostgresBackend
+from backendops.contracts.archive import Selection
 from backendops.contracts.readings import Finding
 from backendops.contracts.run import Outcome, Preview, Trigger
 from backendops.engine.ledger import Ledger
 from backendops.engine.report import RunReport
 from backendops.engine.runner import Runner
 from backendops.jobs import JOBS
+from backendops.jobs.archive import Archive
+from backendops.jobs.restore import Restore
 from backendops.policy.model import Pair
 from tests.celery_rows import celery_results
 from tests.conformance.postgres_store import sql, until
@@ -100,6 +103,14 @@ class Results:
 def run(url: str, kind: str, backend: Mapping[str, Any] | None = None, **keys: Any) -> RunReport:
     """Run one job, as the daemon would."""
     return Runner(Ledger.in_memory()).run(_pair(url, kind, backend, keys), Trigger.COMMAND)
+
+
+def restore(url: str, backend: Mapping[str, Any] | None = None, **keys: Any) -> RunReport:
+    """Put back all that an archive job has moved since the beginning."""
+    archive = _pair(url, "archive", backend, keys)
+    assert isinstance(archive.job, Archive)
+    job = Restore.of(archive.job, Selection(since=datetime(2000, 1, 1, tzinfo=UTC)))
+    return Runner(Ledger.in_memory()).run(Pair("restore", job, "results", archive.backend, None), Trigger.COMMAND)
 
 
 def preview(url: str, kind: str, backend: Mapping[str, Any] | None = None, **keys: Any) -> Preview:

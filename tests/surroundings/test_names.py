@@ -12,7 +12,7 @@ import pytest
 from backendops.contracts.run import Outcome
 from tests.acceptance.installed import Installed
 from tests.conformance.postgres_store import sql
-from tests.surroundings.running import Results, preview, prove_every_job, quoted, run
+from tests.surroundings.running import Results, preview, prove_every_job, quoted, restore, run
 
 # A task table, a group table, the schema of both, the schema of their archives.
 HOSTILE = {
@@ -47,6 +47,9 @@ def test_every_job(results: Results) -> None:
     reports = prove_every_job(results, lambda kind: run(results.url, kind, results.backend, **keys_of(results, kind)))
     assert reports["pool-health"].findings == ()
     assert sql(results.url, f"SELECT count(*) FROM {results.archive} WHERE result IS NOT NULL") == [(5,)]
+    back = restore(results.url, results.backend, **keys_of(results, "archive"))
+    assert (back.outcome, back.rows) == (Outcome.COMPLETED, 5), str(back)
+    assert (results.count(results.live), results.count(results.archive)) == (6, 0)
 
 
 def test_what_plan_shows_is_sql_as_it_stands(results: Results) -> None:

@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import make_url
 
 from backendops.contracts.run import Outcome
+from backendops.engine.report import RunReport
 from tests.conformance.postgres_store import sql
 from tests.servers import ROOT, Postgres, Servers
-from tests.surroundings.running import Results, run, said
+from tests.surroundings.running import Results, restore, run, said
 
 PAGE = (ROOT / "docs" / "privileges.md").read_text(encoding="utf-8")
 PASSWORD = "of-celery"  # noqa: S105 - of a server that lives as long as the tests
@@ -53,6 +54,9 @@ def privileges(statement: str) -> Iterator[Privilege]:
                 what = f"{privilege} ON {grant[2]} {name}"
                 # Schema and name are quoted one by one where both are told.
                 quoted = r"\.".join(f'"?{part}"?' for part in name.split("."))
+                if grant[2] == "SEQUENCE":
+                    # Told as the server does: without the schema, where search_path finds it.
+                    quoted = quoted.replace(r'"?public"?\.', r'("?public"?\.)?')
                 yield Privilege(
                     f"REVOKE {what} FROM {grant[4]}",
                     f"GRANT {what} TO {grant[4]}",
@@ -80,6 +84,18 @@ def celery_database(server: Postgres) -> Iterator[Results]:
         server.execute("DROP ROLE celery")
 
 
+def once(url: str, kind: str, keys: dict[str, Any]) -> RunReport:
+    """One run, also of what is no job of a policy."""
+    return restore(url, **keys) if kind == "restore" else run(url, kind, **keys)
+
+
+def archived_again(results: Results) -> None:
+    """By the superuser: all results, and in a second run their group."""
+    for _ in range(2):
+        run(results.url, "archive", **OWN_SCHEMA)
+    assert (results.count(results.live), results.count(results.groups)) == (1, 0)
+
+
 CASES = [
     ("18", "expire", 0, "expire", {}),
     ("18", "archive", 0, "archive", OWN_SCHEMA),
@@ -88,6 +104,7 @@ CASES = [
     ("18", "vacuum", 0, "vacuum", {}),
     ("15", "vacuum", 1, "vacuum", {}),
     ("18", "pool-health", 0, "pool-health", {}),
+    ("18", "restore", 0, "restore", OWN_SCHEMA),
 ]
 
 
@@ -102,6 +119,12 @@ def test_exactly_these_statements(
     # Another role's session, for who may see what it does.
     with celery_database(server) as results, closing(psycopg2.connect(server.superuser_url("celery"))):
         sql(results.url, made, *common, *own)
+        if kind == "restore":
+            sql(results.url, *(each for each in statements("archive") if "SCHEMA" in each))
+            age = "SET date_done = date_done - interval '40 days'"
+            sql(results.url, f"UPDATE {results.live} {age}", f"UPDATE {results.groups} {age}")
+            # Makes the archive, which is its own from then on.
+            assert run(ours, "partition", **OWN_SCHEMA).outcome is Outcome.COMPLETED
         # Who is a member of Celery's role has what every job needs by that.
         needed = own if "GRANT celery TO backendops" in own else [*common, *own]
         for privilege in (each for statement in needed for each in privileges(statement)):
@@ -109,15 +132,21 @@ def test_exactly_these_statements(
                 dying = [f"UPDATE {table} SET id = id" for table in (results.live, results.groups)]
                 # Statistics are told at once, rather than a moment later.
                 sql(results.url, *dying, "SELECT pg_stat_force_next_flush()")
+            if kind == "restore":
+                archived_again(results)
             sql(results.url, privilege.take)
-            report = run(ours, kind, **keys)
+            report = once(ours, kind, keys)
             if kind != "pool-health" or "CONNECT" in privilege.take:
                 assert report.outcome is Outcome.REFUSED, f"without {privilege.give}: {report}"
             assert re.search(privilege.named, said(report) + " "), f"without {privilege.give}: {said(report)}"
             sql(results.url, privilege.give)
-        report = run(ours, kind, **keys)
+        if kind == "restore":
+            archived_again(results)
+        report = once(ours, kind, keys)
         assert (report.outcome, report.error) == (Outcome.COMPLETED, "")
         # A transaction of another role's that holds dead rows back is hidden, which only a vacuum of so few rows meets.
         assert "GRANT" not in said(report).replace("GRANT pg_read_all_stats", "")
         if kind in ("expire", "archive"):
             assert report.rows == 6
+        elif kind == "restore":
+            assert report.rows == 13
