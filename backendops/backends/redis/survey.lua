@@ -81,15 +81,15 @@ repeat
         local count = counts[kind]
         if kind < 4 or may then
             local ttl = ask('PTTL', key)
-            if type(ttl) ~= 'number' then
+            if ttl == -1 then
+                count[2] = count[2] + 1
+            elseif type(ttl) ~= 'number' then
                 -- A slot of the cluster on its way, or a key that is not ours to look at.
                 if kind > 3 then
                     may = false
                 elseif not (find(ttl.err, 'cluster', 1, true) or find(ttl.err, 'slot', 1, true)) then
                     return ttl
                 end
-            elseif ttl == -1 then
-                count[2] = count[2] + 1
             elseif ttl >= 0 then
                 local bucket
                 if ttl > 86400000 then
@@ -101,8 +101,9 @@ repeat
             end
         end
         count[1] = count[1] + 1
-        left[kind] = left[kind] - 1
-        if left[kind] < 0 then
+        local more = left[kind]
+        left[kind] = more - 1
+        if more == 0 then
             left[kind] = every[kind] - 1
             if kind < 4 or may then
                 weigh(kind, key)

@@ -21,7 +21,7 @@ from backendops.contracts.keyspace import BUCKETS, KEY_KINDS, Keyspace, KindOfKe
 from backendops.contracts.run import Watermarks
 
 # The script ends at the next stretch after this, by the server's own clock, where nobody else asks the server.
-CALL_SECONDS: Final = 0.001
+CALL_SECONDS: Final = 0.002
 
 # Keys of one SCAN inside the script: about 0.1 ms, by which the call may pass its time.
 STRETCH: Final = 100
@@ -29,10 +29,10 @@ STRETCH: Final = 100
 # Keys of one call at most, should a server's clock stand still in a script.
 MOST_PER_CALL: Final = 5000
 
-# The first of each kind are all weighed, so that a small store is weighed exactly; of more, one in so many that a few
+# The first of each kind are all weighed, so that a small store is weighed exactly; of more, one in so many that about two
 # thousand are: their mean is within some percent.
-FIRST: Final = 1000
-WEIGHED: Final = 4000
+FIRST: Final = 500
+WEIGHED: Final = 2000
 
 # What of a value is read to know its state, its task and its date.
 WHOLE: Final = 2048
