@@ -81,7 +81,7 @@ VALUES = {
     "name": "'celery_taskmeta'", "schema": "'public'", "oid": "1", "column": "'date_done'", "comment": "'text'",
     "start": "'2026-11-01'", "task": "'celery_taskmeta'", "task_schema": "'public'", "group": "'celery_tasksetmeta'",
     "group_schema": "NULL", "keep": "10", "rows": "10", "page": "10", "ids": "'{1}'", "margin": "'2026-01-01'",
-    "last_id": "0", "ignored": "'{}'",
+    "last_id": "0", "oldest": "700", "next": "800", "ignored": "'{}'",
 }  # fmt: skip
 
 
@@ -89,7 +89,8 @@ def test_expire_archive_and_walk_run_in_psql_as_they_are(postgres18_url: str, ce
     """In one transaction, with values as an operator would give them; ids where a walk by id is meant."""
     celery_results(postgres18_url, 1)  # type: ignore[operator]
     script = ["\\set ON_ERROR_STOP on", *(f"\\set {name} {_psql(value)}" for name, value in VALUES.items()), "BEGIN;"]
-    for job in ("session", "lock", "standing", "tables", "archive_table", "expire", "archive", "groups"):
+    script.append("SET LOCAL client_min_messages = warning;")
+    for job in ("session", "lock", "standing", "tables", "archive_table", "expire", "archive", "groups", "stuck"):
         for name, statement in statements("postgres", job).items():
             if name == "make_read_only":
                 continue

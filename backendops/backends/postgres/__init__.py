@@ -16,6 +16,7 @@ from backendops.backends.postgres.pressure import PressureOnPostgres
 from backendops.backends.postgres.restore import RestoreOnPostgres
 from backendops.backends.postgres.standing import read_standing
 from backendops.backends.postgres.store import StoreOnPostgres
+from backendops.backends.postgres.stuck import StuckOnPostgres
 from backendops.backends.postgres.vacuum import VacuumOnPostgres
 from backendops.backends.sql import SqlBackend
 from backendops.contracts.archive import CanHandOver, CanKeepArchive, CanRestore, CanTakeBack
@@ -24,6 +25,7 @@ from backendops.contracts.capabilities import (
     CanArchive,
     CanExpire,
     CanKeepNewest,
+    CanMoveStuck,
     CanPartition,
     CanReportPool,
     CanReportPressure,
@@ -35,6 +37,7 @@ from backendops.contracts.partitions import CanConvert, CanShowPartitions
 class PostgresBackend(
     ExpireOnPostgres,
     ArchiveOnPostgres,
+    StuckOnPostgres,
     HandOverOnPostgres,
     StoreOnPostgres,
     RestoreOnPostgres,
@@ -48,6 +51,7 @@ class PostgresBackend(
     CanExpire,
     CanKeepNewest,
     CanArchive,
+    CanMoveStuck,
     CanHandOver,
     CanKeepArchive,
     CanRestore,

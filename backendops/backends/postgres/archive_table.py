@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
-from backendops.backends.postgres.drift import DONE_AT, OURS, columns_to_add, refuse_own_columns
+from backendops.backends.postgres.drift import DONE_AT, NEEDED, columns_to_add, refuse_own_columns
 from backendops.backends.postgres.errors import CHECK_VIOLATION, DEADLOCK, LOCK_NOT_AVAILABLE, MADE_MEANWHILE, code_of
 from backendops.backends.postgres.periods import fit, free_period, partition_name
 from backendops.backends.postgres.tables import Column, LiveTable, list_columns, quoted
@@ -130,7 +130,7 @@ def find_archive(connection: Connection, live: LiveTable, plan: ArchivePlan) -> 
     way_out = "rename it, or name another archive under `table:` of the job"
     if row.kind != "p" or row.partition_key != f"RANGE ({DONE_AT})":
         raise BackendRefused(f"{where} is not an archive of backendops: it is not partitioned by {DONE_AT}", way_out)
-    lacking = OURS - {column.name for column in columns}
+    lacking = NEEDED - {column.name for column in columns}
     if lacking:
         raise BackendRefused(
             f"{where} is not an archive of backendops: it has no {', '.join(sorted(lacking))}", way_out

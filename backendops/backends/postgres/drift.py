@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 DONE_AT: Final = "done_at"
 ARCHIVED_AT: Final = "archived_at"
-OURS: Final = frozenset({DONE_AT, ARCHIVED_AT})
+STUCK: Final = "stuck"
+OURS: Final = frozenset({DONE_AT, ARCHIVED_AT, STUCK})
 """The columns that the archive has beside Celery's."""
+NEEDED: Final = OURS - {STUCK}
+"""Those that it has had from the first; the mark of stuck results is added where it comes to be needed."""
 
 
 def refuse_own_columns(live: LiveTable) -> None:

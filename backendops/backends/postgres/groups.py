@@ -23,6 +23,8 @@ PAGE: Final = 1000
 READ_BYTES: Final = 8 * 1024**2
 # Members asked for at once: as many look-ups in an index take some tens of milliseconds.
 ASKED: Final = 10_000
+# One less would be a number of another type to the server, which no index has.
+LOWEST_ID: Final = -(2**63) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Members:
         if not self._live.has_column("result"):
             return
         slots = {"live": self._live.slot, "range": within, "dated": self._due.dated}
-        last_id, page = -(2**63), PAGE
+        last_id, page = LOWEST_ID, PAGE
         while page == PAGE:
             bound = {**self._due.values, **values, "last_id": last_id, "page": PAGE}
             with self._transaction() as connection:

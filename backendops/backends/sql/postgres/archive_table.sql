@@ -6,7 +6,8 @@
 CREATE TABLE /* archive */ celery_taskmeta_archive (
     /* columns */ id integer, task_id varchar(155), status varchar(50), result bytea, date_done timestamp /* end */,
     done_at timestamp with time zone NOT NULL,
-    archived_at timestamp with time zone NOT NULL DEFAULT now()
+    archived_at timestamp with time zone NOT NULL DEFAULT now(),
+    stuck boolean NOT NULL DEFAULT false
 ) PARTITION BY RANGE (done_at);
 
 -- name: index_key
@@ -43,6 +44,10 @@ WHERE n.nspname = CAST(:schema AS name) AND c.relname = CAST(:name AS name);
 -- name: add_column
 -- A Celery upgrade added it to the live table; old rows of the archive have none, as in the live one.
 ALTER TABLE /* archive */ celery_taskmeta_archive ADD COLUMN /* column */ children bytea /* end */;
+
+-- name: add_stuck
+-- An archive from before results could be stuck. A constant default writes to no row.
+ALTER TABLE /* archive */ celery_taskmeta_archive ADD COLUMN IF NOT EXISTS stuck boolean NOT NULL DEFAULT false;
 
 -- name: list_partitions
 -- Bounds as text are the server's only public form of them; the transaction's TimeZone is UTC.

@@ -1,0 +1,236 @@
+"""Stuck results on PostgreSQL: unfinished rows that were not written to since a mark of long ago."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from time import monotonic
+from typing import Final
+
+from backendops.backends.postgres.archive_table import archive_name, ensure_archive, ensure_partitions, with_ddl
+from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.drift import STUCK
+from backendops.backends.postgres.errors import STATEMENT_TIMEOUT, code_of
+from backendops.backends.postgres.groups import LOWEST_ID
+from backendops.backends.postgres.survey import PREVIEW_BUDGET
+from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
+from backendops.backends.postgres.walk import TRIES
+from backendops.backends.sql_files import literal, load, readable
+from backendops.contracts.capabilities import ArchivePlan, CanMoveStuck
+from backendops.contracts.errors import BackendBusy
+from backendops.contracts.run import Pace, Preview, Step, Steps
+from backendops.contracts.units import format_seconds
+
+# Marks taken so much closer together than `stuck_after` say hardly more: some two dozen of them are remembered.
+SPACING: Final = 24
+# Without an index on date_done the whole table is read for a few rows that are stuck anyway: once a day is enough.
+UNINDEXED_EVERY: Final = timedelta(days=1)
+# The last rows of a partition may be moved when it has just ended.
+AROUND_NOW: Final = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What was the oldest running transaction, and the last id, at one moment by the server's clock."""
+
+    at: datetime
+    oldest: int
+    last_id: int
+
+    def values(self, now: Now) -> dict[str, int]:
+        """As binds: what was written by a transaction below the oldest one of then, counted back from the next one."""
+        return {"oldest": self.oldest, "next": now.next, "last_id": self.last_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """This moment as a mark, the number that the next transaction will have, and whose numbers these are."""
+
+    mark: Mark
+    next: int
+    line: str
+
+    @property
+    def at(self) -> datetime:
+        return self.mark.at
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The marks of one table, the oldest first. Losing them delays what is stuck, and never moves anything early."""
+
+    line: str
+    """Of what server, history, database and table they are."""
+    taken: tuple[Mark, ...] = ()
+    passed: datetime | None = None
+    """When the whole of a table without an index was last looked at."""
+
+    def proven(self, now: datetime, stuck_after: timedelta) -> Mark | None:
+        """The newest mark that is old enough; None where there is none yet."""
+        return max(
+            (mark for mark in self.taken if now - mark.at >= stuck_after), key=lambda mark: mark.at, default=None
+        )
+
+    def with_one_more(self, mark: Mark, stuck_after: timedelta) -> Marks:
+        """With a new mark, where it says more than the last one; without those that an old enough one makes useless."""
+        taken = list(self.taken)
+        if not taken or mark.at - taken[-1].at >= stuck_after / SPACING:
+            taken.append(mark)
+        proven = self.proven(mark.at, stuck_after)
+        return Marks(self.line, tuple(one for one in taken if proven is None or one.at >= proven.at), self.passed)
+
+    def written(self) -> str:
+        """As text, for what is remembered between runs."""
+        marks = [[mark.at.isoformat(), mark.oldest, mark.last_id] for mark in self.taken]
+        return json.dumps([self.line, marks, self.passed and self.passed.isoformat()])
+
+    @classmethod
+    def read(cls, text: str | None, now: Now) -> Marks:
+        """What was remembered, as far as it is of this line; else none."""
+        line = now.line
+        try:
+            theirs, marks, passed = json.loads(text or "[null, [], null]")
+            if theirs != line:
+                return cls(line)
+            taken = tuple(Mark(datetime.fromisoformat(at), int(oldest), int(last_id)) for at, oldest, last_id in marks)
+            # One from after now, or of more transactions than there were, is of another history after all.
+            taken = tuple(mark for mark in taken if mark.at <= now.at and mark.oldest <= now.mark.oldest)
+            return cls(line, taken, passed and datetime.fromisoformat(passed))
+        except (ValueError, TypeError):
+            return cls(line)
+
+
+class StuckOnPostgres(PostgresSession, CanMoveStuck):
+    """Can archive unfinished results that are proven not to have been written to for a long time."""
+
+    def preview_stuck(self, stuck_after: timedelta, plan: ArchivePlan) -> Preview:
+        live = _tasks(self)
+        if live is None:
+            return Preview("no result is stuck")
+        now, marks = _marks(self, live, stuck_after)
+        proven = marks.proven(now.at, stuck_after)
+        if proven is None:
+            return Preview(_too_early(marks, now.at, stuck_after))
+        schema, name = archive_name(live, plan)
+        slots = _slots(live, f"{quoted(schema)}.{quoted(name)}", in_ranges=False)
+        values = proven.values(now)
+        try:
+            with self.transaction(read_only=True, statement_timeout=PREVIEW_BUDGET) as connection:
+                connection.execute(load("postgres", "session", "prefer_indexes"))
+                rows = connection.execute(load("postgres", "stuck", "count_stuck", slots), values).scalar_one()
+        except BackendBusy:
+            return Preview("how many unfinished results are stuck takes too long to count")
+        return Preview(
+            f"would archive {rows:,} unfinished results as stuck, not written to since {proven.at:%Y-%m-%d %H:%M} UTC",
+            rows=rows,
+            statements=(readable(load("postgres", "stuck", "move_stuck", slots), values),),
+        )
+
+    def move_stuck(self, stuck_after: timedelta, plan: ArchivePlan, pace: Pace) -> Steps:
+        live = _tasks(self)
+        if live is None:
+            return
+        live.require_delete()
+        now, marks = _marks(self, live, stuck_after)
+        proven = marks.proven(now.at, stuck_after)
+        marks = marks.with_one_more(now.mark, stuck_after)
+        key = _key(live, stuck_after)
+        self.watermarks.remember(key, marks.written())
+        if proven is None:
+            yield Step(what=_too_early(marks, now.at, stuck_after))
+            return
+        if not live.date_indexed and marks.passed is not None and now.at - marks.passed < UNINDEXED_EVERY:
+            return
+        archive, made_ready = ensure_archive(self, live, plan)
+        archive.require_insert()
+        if not any(column.name == STUCK for column in archive.columns):
+            add = load("postgres", "archive_table", "add_stuck", {"archive": archive.slot})
+            with_ddl(self, lambda connection: connection.execute(add))
+        archive = ensure_partitions(self, archive, (now.at, now.at + AROUND_NOW), plan.every, self.zone)
+        yield Step(what=made_ready)
+        moved = 0
+        slots = _slots(live, archive.sql_name, in_ranges=not live.date_indexed)
+        for rows in _moved(self, live, slots, proven.values(now), pace):
+            moved += rows
+            yield Step(rows=rows, what=f"moved to {archive.name} as stuck" if rows else "")
+        self.watermarks.remember(key, Marks(marks.line, marks.taken, now.at).written())
+        since = f"not written to since {proven.at:%Y-%m-%d %H:%M} UTC"
+        yield Step(
+            what=f"{moved:,} unfinished results were stuck, {since}" if moved else "no unfinished result is stuck"
+        )
+
+
+def _moved(
+    session: PostgresSession, live: LiveTable, slots: Mapping[str, str], values: Mapping[str, int], pace: Pace
+) -> Iterator[int]:
+    """The rows of one committed batch after another. Raises BackendBusy where one fails three times in a row."""
+    low, last = LOWEST_ID, values["last_id"]
+    more, failures = True, 0
+    while more:
+        began, size = monotonic(), pace.size
+        try:
+            high = last + 1 if live.date_indexed else _range_end(session, live, low, last + 1, size)
+            with session.transaction() as connection:
+                connection.execute(load("postgres", "session", "prefer_indexes"))
+                statement = load("postgres", "stuck", "move_stuck", slots)
+                rows = connection.execute(statement, {**values, "size": size, "low": low, "high": high}).rowcount
+        except BackendBusy as busy:
+            failures += 1
+            if failures == TRIES:
+                raise
+            if code_of(busy) == STATEMENT_TIMEOUT:
+                pace.timed_out()
+            continue
+        failures = 0
+        pace.measured(rows if live.date_indexed else size, monotonic() - began)
+        yield rows
+        if live.date_indexed:
+            more = rows == size
+        else:
+            low, more = high, high <= last
+
+
+def _range_end(session: PostgresSession, live: LiveTable, low: int, end: int, size: int) -> int:
+    with session.transaction(read_only=True) as connection:
+        connection.execute(load("postgres", "session", "prefer_indexes"))
+        bound = connection.execute(
+            load("postgres", "walk", "find_bound", {"live": live.slot, "by": "id"}),
+            {"low": low, "end": end, "size": size},
+        ).scalar_one_or_none()
+    return end if bound is None else int(bound)
+
+
+def _slots(live: LiveTable, archive: str, *, in_ranges: bool) -> dict[str, str]:
+    return {
+        "live": live.slot,
+        "archive": literal(archive),
+        "columns": literal(", ".join(quoted(column.name) for column in live.columns)),
+        # Rows without a date are together at the end of date_done's index: no range is needed, and none is to mislead.
+        "range": "(id >= :low AND id < :high)" if in_ranges else "(true)",
+    }
+
+
+def _tasks(session: PostgresSession) -> LiveTable | None:
+    with session.transaction(read_only=True) as connection:
+        found = find_tables(session, connection).tables
+    return next((live for live in found if live.holds == "task"), None)
+
+
+def _marks(session: PostgresSession, live: LiveTable, stuck_after: timedelta) -> tuple[Now, Marks]:
+    """This moment, which is not remembered yet, and the marks that are."""
+    with session.transaction(read_only=True) as connection:
+        row = connection.execute(load("postgres", "stuck", "take_mark", {"live": live.slot}), {"oid": live.oid}).one()
+    now = Now(Mark(row.at, row.oldest, row.last_id or 0), row.next, row.line)
+    return now, Marks.read(session.watermarks.recall(_key(live, stuck_after)), now)
+
+
+def _key(live: LiveTable, stuck_after: timedelta) -> str:
+    return f"stuck {stuck_after.total_seconds():.0f} {live.sql_name}"
+
+
+def _too_early(marks: Marks, now: datetime, stuck_after: timedelta) -> str:
+    watched = now - marks.taken[0].at if marks.taken else timedelta()
+    left = max(stuck_after - watched, timedelta()).total_seconds()
+    return f"which unfinished results are stuck is known in {format_seconds(left)}"
