@@ -30,6 +30,9 @@ from backendops.contracts.units import format_bytes, format_seconds
 # The exclusive lock of a rewrite is only ever tried for, never waited for: on a busy table some tries meet a gap
 # between two transactions, and two seconds of them are as long as any DDL of ours may be in the way.
 FULL_TRIES: Final = 20
+# PostgreSQL 14 writes its statistics into a file, twice a second at most; 15 and newer share them at once.
+SHARED_STATISTICS: Final = (15,)
+STATISTICS_LATE: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +148,12 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
         table, before = due.table, monotonic()
         self.send(load("postgres", "vacuum", due.statement, table.slots), _named(due.statement, table), deadline)
         took = format_seconds(monotonic() - before)
+        after = self._after(table)
         with self.transaction() as connection:
-            after = _again(connection, table)
             holders = list_holders(connection)
         if after is None:
             return Step(what=f"{table.sql_name} was dropped meanwhile")
-        if (after.vacuumed, after.analyzed) == (table.vacuumed, table.analyzed):
+        if _untouched(table, after):
             # SKIP_LOCKED says it in a warning, in the server's language; that nothing changed says it in any.
             return _left(table, after.busy_pid)
         if due.statement == "analyze":
@@ -168,6 +171,16 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
             what=f"{said}, {format_bytes(table.bytes)} → {format_bytes(after.bytes)} ({due.why})",
             findings=tuple(findings),
         )
+
+    def _after(self, table: Table) -> Table | None:
+        """The table as it is now; None where it is gone."""
+        patience = monotonic() + STATISTICS_LATE
+        while True:
+            with self.transaction() as connection:
+                after, version = _again(connection, table), connection.dialect.server_version_info or ()
+            if after is None or not _untouched(table, after) or version >= SHARED_STATISTICS or monotonic() > patience:
+                return after
+            self.rest(0.1)
 
     def _rewrite_tables(self, survey: Survey, plan: VacuumPlan, deadline: float) -> Steps:
         """VACUUM FULL of what is worth it; called inside the policy's window only."""
@@ -192,6 +205,10 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
 
 def _again(connection: Connection, table: Table) -> Table | None:
     return next((one for one in list_tables(connection, [table.oid]) if one.oid == table.oid), None)
+
+
+def _untouched(before: Table, after: Table) -> bool:
+    return (after.vacuumed, after.analyzed) == (before.vacuumed, before.analyzed)
 
 
 def _named(statement: str, table: Table) -> str:
