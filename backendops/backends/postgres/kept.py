@@ -55,24 +55,27 @@ def read_rows(connection: Connection, kept: Kept, keys: list[Any], ends: tuple[d
     connection.execute(load("postgres", "session", "prefer_indexes"))
     values = {"keys": keys, "first": ends[0], "last": ends[1]}
     found = connection.execute(load("postgres", "store", "read_rows", slots_of(kept)), values)
-    return [row_from(row, len(kept.shape.columns)) for row in found]
+    width = len(kept.shape.columns)
+    return [row_from(row, width) for row in found]
 
 
 def fingerprints(connection: Connection, kept: Kept, batch: Batch) -> list[bytes]:
     """The content of what it has of a batch's ids and time."""
-    return [fingerprint(kept.shape, row) for row in read_rows(connection, kept, keys_of(batch), ends_of(batch))]
+    shape = kept.shape
+    return [fingerprint(shape, row) for row in read_rows(connection, kept, keys_of(batch), ends_of(batch))]
 
 
 def take_out(connection: Connection, kept: Kept, gone: Batch) -> None:
     """Remove these very rows, each once."""
     wanted = Counter(fingerprint(gone.shape, row) for row in gone.rows)
+    shape = kept.shape
     keys, tables, places = [], [], []
     for row in read_rows(connection, kept, keys_of(gone), ends_of(gone)):
-        content = fingerprint(kept.shape, row)
+        content = fingerprint(shape, row)
         if wanted[content] > 0:
             wanted[content] -= 1
             table, _, place = row.mark.partition(" ")
-            keys.append(kept.shape.value(row, kept.shape.key))
+            keys.append(shape.value(row, shape.key))
             tables.append(int(table))
             places.append(place)
     first, last = ends_of(gone)
