@@ -153,7 +153,15 @@ def _free(port: int) -> int:
 @contextmanager
 def _worker(name: str, broker: str, backend: str, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A real Celery worker with two processes."""
-    environment = {application.BROKER: broker, application.BACKEND: backend, application.QUEUE: name}
+    # A worker that is killed leaves its temporary files: here the next demo removes them.
+    temporary = directory / "tmp"
+    temporary.mkdir(exist_ok=True)
+    environment = {
+        application.BROKER: broker,
+        application.BACKEND: backend,
+        application.QUEUE: name,
+        "TMPDIR": str(temporary),
+    }
     command = [
         *(sys.executable, "-m", "celery", "--app", "backendops.demo.application", "worker"),
         *("--queues", name, "--hostname", f"{name}@demo", "--concurrency", "2", "--loglevel", "warning"),

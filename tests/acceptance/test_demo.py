@@ -107,8 +107,10 @@ def test_every_job_has_work_and_ctrl_c_ends_it_all(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-def test_nothing_outlives_a_kill(tmp_path: Path) -> None:
+def test_nothing_outlives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port, output = embedded.free_port(), tmp_path / "output.txt"
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
     with demo(tmp_path, port) as process:
         wait_until(lambda: bool(completed(port)), "the first run", output)
         children = children_of(process.pid)
@@ -116,6 +118,7 @@ def test_nothing_outlives_a_kill(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         wait_until(lambda: not alive(children), "the end of every process it started", output)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_taken_port_and_a_wrong_policy_are_said(tmp_path: Path) -> None:
