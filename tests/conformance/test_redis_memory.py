@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -12,10 +16,13 @@ import pytest
 import redis
 from kombu import Connection, Queue
 
+from backendops import embedded
+from backendops.backends.redis import clients, forecast
 from backendops.contracts.capabilities import MemoryReport
-from backendops.contracts.run import Limits, Preview
+from backendops.contracts.run import Limits, NoWatermarks, Preview
 from backendops.jobs.redis_memory import RedisMemory
 from tests.conformance.redis_store import FixedPace, client_of, configured, everything, opened
+from tests.redis_fleets import until
 
 # Celery 5.7 calls SETEX in the way that redis-py 8 would rather not see.
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -262,3 +269,123 @@ def test_settings_that_may_not_be_read_are_done_without(redis_url: str, client: 
             assert backend.report_memory(timedelta(seconds=1)).rdb_last_save is None
     finally:
         client.acl_deluser("reader")
+
+
+def found_by(url: str, **policy: Any) -> dict[str, str]:
+    """The sentences of the findings, by code."""
+    with opened(url, limits=Limits(read_only=True)) as backend:
+        findings = RedisMemory.model_validate(policy).preview(backend, datetime.now(UTC)).findings
+    return {finding.code: finding.sentence for finding in findings}
+
+
+def test_connections_are_told_by_name_library_and_host(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "IDLE", 0)
+    pool = redis.ConnectionPool.from_url(redis_url, client_name="leaky")
+    connections = [pool.get_connection() for _ in range(7)]
+    try:
+        for connection in connections:
+            connection.send_command("PING")
+            connection.read_response()
+        health = report(redis_url).server
+        assert health is not None
+        (leaky,) = [group for group in health.clients if group.name == "leaky"]
+        assert (leaky.count, leaky.idle, leaky.host) == (7, 7, "127.0.0.1")
+        assert leaky.library.startswith("redis-py")
+        assert health.notes == ()
+        assert (
+            "7 of 7 connections of leaky (redis-py" in found_by(redis_url, idle_clients_warning=7)["redis.clients-idle"]
+        )
+        assert "redis.clients-idle" not in found_by(redis_url, idle_clients_warning=8)
+    finally:
+        for connection in connections:
+            connection.disconnect()
+
+
+def test_answers_that_nobody_takes_are_told(redis_url: str, client: redis.Redis) -> None:
+    client.set("foreign", b"x" * 1_000_000)
+    port = int(redis_url.rpartition(":")[2].partition("/")[0])
+    with socket.create_connection(("127.0.0.1", port)) as hanging:
+        hanging.sendall(b"CLIENT SETNAME hanging\r\n" + b"GET foreign\r\n" * 40)
+        deadline = time.monotonic() + 10
+        while "redis.output-buffers" not in (found := found_by(redis_url, output_buffer_warning="8MiB")):
+            assert time.monotonic() < deadline, found
+        assert "wait for hanging on 127.0.0.1 to take them" in found["redis.output-buffers"]
+        health = report(redis_url).server
+        assert health is not None
+        assert health.clients_output > 8_000_000
+
+
+def test_channels_that_are_left_behind_are_told(redis_url: str, client: redis.Redis) -> None:
+    with client.pubsub() as waiting:
+        waiting.subscribe("foreign", *(f"celery-task-meta-{number}" for number in range(6)))
+        for _ in range(7):
+            assert waiting.get_message(timeout=5)
+        for number in range(4):
+            client.set(f"celery-task-meta-{number}", "x", ex=100)
+        health = report(redis_url).server
+        assert health is not None
+        assert (health.result_channels, health.channels_looked_at, health.channels_of_the_past) == (6, 6, 4)
+        told = found_by(redis_url, channels_warning=6)["redis.channels-left"]
+        assert "6 channels" in told
+        assert "4 wait for a result that is there" in told
+        with opened(redis_url, global_keyprefix="other") as backend:
+            server = backend.report_memory(timedelta(seconds=1)).server
+        assert server is not None
+        assert server.result_channels == 0
+
+
+def test_a_replica_that_hangs_is_told_and_one_that_lost_its_master(valkey_url: str, tmp_path: Path) -> None:
+    port = int(valkey_url.rpartition(":")[2].partition("/")[0])
+    with client_of(valkey_url) as master, configured(master, repl_diskless_sync_delay=0, repl_timeout=600):
+        replica = embedded.start_valkey(tmp_path / "replica", password="", settings=[f"replicaof 127.0.0.1 {port}"])
+        try:
+            until(lambda: (health := report(valkey_url).server) and [one for one in health.replicas if one.online])
+            assert "redis.replica-late" not in found_by(valkey_url)
+            os.kill(replica.pid, signal.SIGSTOP)
+            try:
+                master.set("foreign", b"x" * 100_000)
+                told = until(lambda: found_by(valkey_url, replica_lag_warning="1s").get("redis.replica-late"))
+            finally:
+                os.kill(replica.pid, signal.SIGCONT)
+            assert told.startswith("the replica 127.0.0.1:")
+            assert "97." in told
+            assert "KiB behind" in told
+            with client_of(replica.url()) as itself:
+                itself.replicaof("127.0.0.1", 1)
+                told = until(lambda: found_by(replica.url()).get("redis.master-lost"))
+            assert "lost its master" in told
+        finally:
+            replica.stop()
+
+
+def test_what_may_not_be_asked_is_said_once_and_the_rest_works(redis_url: str, client: redis.Redis) -> None:
+    client.acl_setuser("reader", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-client|list", "-pubsub"])
+    try:
+        with client.pubsub() as waiting:
+            waiting.subscribe("celery-task-meta-1")
+            assert waiting.get_message(timeout=5)
+            with opened(redis_url.replace("://", "://reader:x@")) as backend:
+                health = backend.report_memory(timedelta(seconds=1)).server
+    finally:
+        client.acl_deluser("reader")
+    assert health is not None
+    assert [note.split(" is not permitted")[0] for note in health.notes] == ["CLIENT LIST", "PUBSUB"]
+    assert (health.clients, health.result_channels) == ((), None)
+
+
+def test_memory_that_rises_is_forecast_from_the_ledger(redis_url: str, client: redis.Redis) -> None:
+    marks = NoWatermarks()
+    used = cast(dict[str, Any], client.info("memory"))["used_memory"]
+    run_id = cast(dict[str, Any], client.info("server"))["run_id"]
+    now = time.time()
+    points = [[now - 60 * (60 - n), used - 100_000 * (60 - n)] for n in range(60)]
+    marks.remember(forecast.MARK, json.dumps({"run": run_id, "points": points}))
+    with configured(client, maxmemory=used + 30_000_000), opened(redis_url, watermarks=marks) as backend:
+        (step,) = JOB.run(backend, datetime.now(UTC), FixedPace())
+    (found,) = [finding for finding in step.findings if finding.code == "redis.memory-full-soon"]
+    # 100,000 bytes a minute, and 300 times as much is left: about five hours.
+    assert found.severity.value == "critical"
+    assert "in about 4h 5" in found.sentence or "in about 5h" in found.sentence
+    written = json.loads(marks.recall(forecast.MARK) or "")
+    assert len(written["points"]) == 61
+    assert written["points"][:60] == [[round(moment), round(size)] for moment, size in points]
