@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ def test_they_can_be_written_in_a_policy(postgres18_url: str, tmp_path: Path) ->
     """Each of them as task table and as schema, in one policy; $ is the policy's own."""
     results = _made(postgres18_url, *HOSTILE["a comment, a slot and braces"])
     results.stored()
+    results.date(timedelta(days=10), "id % 2 = 1 AND id > 1")
 
     def text(value: object) -> str:
         return json.dumps(value).replace("$", "$$")
@@ -106,3 +108,11 @@ jobs:
     assert (ended.returncode, ended.stderr) == (0, "")
     assert f"DELETE FROM {results.live}" in ended.stdout
     assert f"CREATE TABLE {quoted(results.archive_schema)}." in ended.stdout
+    for words in (
+        ("run-once", "expire", "partition", "archive", "vacuum", "pool-health"),
+        ("archive", "verify"),
+        ("restore", "--from", "2000-01-01", "--although-expired"),
+    ):
+        ended = command.run(*words)
+        assert ended.returncode == 0, (words, ended.stderr)
+    assert (results.count(results.live), results.count(results.archive)) == (7, 0)
