@@ -56,7 +56,7 @@ def test_left_out_it_is_a_table_in_the_same_database(tmp_path: Path) -> None:
 
 def test_every_backend_that_can_but_the_one_that_keeps_it(tmp_path: Path) -> None:
     policy = loaded(tmp_path, "  archive: {older_than: 7d, table: '{backend}_{table}', to: {backend: warehouse}}")
-    assert [pair.backend_name for pair in policy.pairs] == ["results", "more"]
+    assert [pair.backend_name for pair in policy.pairs] == ["results", "more", "cache"]
     assert all(pair.job.store for pair in policy.pairs if isinstance(pair.job, Archive))
 
 
