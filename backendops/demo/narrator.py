@@ -20,7 +20,7 @@ _QUOTED: Final = re.compile(r'"public"\.|"')
 # What a run's rows went through. Of a vacuum they are dead rows, of which its clauses tell.
 _OF_ROWS: Final = re.compile(r"(moved to|removed from) (\S+)|given an expiry")
 # What is done to one table after the other, and the table.
-_OF_TABLES: Final = re.compile(r"(made|detached|dropped|analyzed|vacuumed) (?:the archive )?(\w+)")
+_OF_TABLES: Final = re.compile(r"(made|froze|rewrote|\w+ed) (?:the archive )?(\w*_\w*)")
 _PARTITION: Final = re.compile(r"_p\d{4}")
 
 

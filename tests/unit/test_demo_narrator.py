@@ -34,8 +34,10 @@ from backendops.demo.narrator import in_words, sentences
         ),
         (
             761,
-            "vacuumed a in 15 ms: dead rows 761 → 0, 1.8 MiB → 1.6 MiB; analyzed b in 4 ms; analyzed c in 2 ms",
-            "vacuumed a in 15 ms: dead rows 761 → 0, 1.8 MiB → 1.6 MiB; analyzed 2 tables, c the last",
+            "vacuumed a in 15 ms: dead rows 761 → 0, 1.8 MiB → 1.6 MiB; froze b_1 in 2 ms: 8 → 1 transactions old; "
+            "froze b_2 in 2 ms: 8 → 1 transactions old; analyzed b_1 in 4 ms; analyzed b_2 in 2 ms",
+            "vacuumed a in 15 ms: dead rows 761 → 0, 1.8 MiB → 1.6 MiB; froze 2 tables, b_2 the last; "
+            "analyzed 2 tables, b_2 the last",
         ),
     ],
 )
