@@ -212,7 +212,7 @@ class RedisBackend(Backend, CanExpire, HandOverOnRedis, CanReportMemory, CanRepo
         return self._client
 
     def _introduce(self, probe: redis.Redis) -> None:
-        probe.ping()
+        connection.greet(probe)
         is_node = cluster.is_node(probe)
         if is_node and not self.cluster:
             raise BackendRefused(

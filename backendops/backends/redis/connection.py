@@ -80,6 +80,16 @@ def connect(  # noqa: PLR0913 - Celery's own settings, each given by name
     return redis.Redis(host=host, port=port, **options)
 
 
+def greet(client: redis.Redis) -> None:
+    """PING: does it answer, and may we ask? Raises what the driver raises."""
+    try:
+        client.ping()
+    except redis.ResponseError as error:
+        # After a snapshot that failed Redis refuses PING as it refuses writes, and answers everything else.
+        if not str(error).startswith("MISCONF"):
+            raise
+
+
 def within(limit: timedelta, attempt: Callable[[], T]) -> T:
     """Call `attempt` and raise TimeoutError when it takes longer: a resolver has no timeout of its own.
 

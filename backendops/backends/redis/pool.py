@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import redis
 
+from backendops.backends.redis.connection import greet
 from backendops.contracts.capabilities import PoolReport
 
 # CLIENT LIST holds the server about 1 ms per thousand clients; beyond this only its own totals are read.
@@ -21,9 +22,9 @@ MOST_NAMED: Final = 20
 def report(fresh: redis.Redis) -> PoolReport:
     """Connect with `fresh`, measure, and read how its connections stand."""
     started = time.monotonic()
-    fresh.ping()
+    greet(fresh)
     connected = time.monotonic()
-    fresh.ping()
+    greet(fresh)
     answered = time.monotonic()
     notes: list[str] = []
     info: Mapping[str, Any] = {}
