@@ -29,8 +29,8 @@ STRETCH: Final = 100
 # Keys of one call at most, should a server's clock stand still in a script.
 MOST_PER_CALL: Final = 5000
 
-# The first of each kind are all weighed, so that a small store is weighed exactly; of more, one in so many that about two
-# thousand are: their mean is within some percent.
+# The first of each kind are all weighed, so that a small store is weighed exactly; of more, one in so many that about
+# two thousand are: their mean is within some percent.
 FIRST: Final = 500
 WEIGHED: Final = 2000
 
