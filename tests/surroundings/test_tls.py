@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
+from contextlib import closing, suppress
 
 import pytest
 from sqlalchemy import make_url
@@ -89,6 +92,26 @@ def test_a_server_without_tls_says_so(server: Encrypted, postgres18_url: str) ->
 def test_a_port_where_nobody_listens_is_unreachable_all_the_same(server: Encrypted) -> None:
     report = run(server.url().replace(f":{server.postgres.port}/", f":{embedded.free_port()}/"), "expire")
     assert report.outcome is Outcome.UNREACHABLE
+
+
+@pytest.mark.parametrize("answer", [b"", b"S"], ids=["at once", "after it has agreed to TLS"])
+def test_a_server_that_hangs_up_is_unreachable_and_not_refused(server: Encrypted, answer: bytes) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+
+        def hang_up() -> None:
+            with suppress(OSError):
+                while True:
+                    client, _ = listener.accept()
+                    with closing(client):
+                        client.recv(1024)
+                        client.sendall(answer)
+                        client.recv(1024) if answer else None
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        port = listener.getsockname()[1]
+        report = run(server.url().replace(f":{server.postgres.port}/", f":{port}/"), "expire")
+        assert report.outcome is Outcome.UNREACHABLE, report.error
+        listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_password_of_the_key_is_never_shown(server: Encrypted) -> None:
