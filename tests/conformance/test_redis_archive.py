@@ -221,7 +221,7 @@ def test_results_that_expire_before_they_are_due_are_told(
     assert told.sentence.startswith("3 finished results")
 
 
-def test_what_the_last_run_left_in_the_archive_is_compared_once_a_day(
+def test_what_the_last_run_left_in_the_archive_is_compared_once_an_hour(
     valkey_url: str, files: Files, celery_results: Store, client: redis.Redis
 ) -> None:
     ids = celery_results(valkey_url, 7)
@@ -238,7 +238,7 @@ def test_what_the_last_run_left_in_the_archive_is_compared_once_a_day(
     assert sorted(cast(list[str], read)) == sorted(late)
     assert len(archived_after(valkey_url, files, marks)) == 9
 
-    # Another destination, other rules, and a day later: everything is looked at again.
+    # Another destination, other rules, and an hour later: everything is looked at again.
     with opened(valkey_url, watermarks=marks) as backend:
         other_rules = older_than(HOUR, Rule(None, state="OTHER"))
         for where, retention in (("elsewhere", older_than()), (files.store.identity, other_rules)):
@@ -247,8 +247,8 @@ def test_what_the_last_run_left_in_the_archive_is_compared_once_a_day(
             assert sum(len(batch.rows) for batch in reading.batches("task", FixedPace())) == 9
     (key,) = marks._values
     rules, latest, ended, compared = json.loads(cast(str, marks.recall(key)))
-    yesterday = (datetime.fromisoformat(compared) - 25 * HOUR).isoformat()
-    marks.remember(key, json.dumps([rules, latest, ended, yesterday]))
+    earlier = (datetime.fromisoformat(compared) - HOUR).isoformat()
+    marks.remember(key, json.dumps([rules, latest, ended, earlier]))
     with opened(valkey_url, watermarks=marks) as backend, files.opened() as archive:
         backend.begin_hand_over(archive.identity)
         assert backend.find_due(older_than()).rows == 9

@@ -18,8 +18,9 @@ from backendops.contracts.retention import Retention
 from backendops.contracts.run import Watermarks
 from backendops.contracts.units import format_seconds
 
-# Everything that is due is compared with the archive again when it was not for a day: an archive may lose files.
-COMPARE_EVERY: Final = timedelta(days=1)
+# Everything that is due is compared with the archive again when it was not for an hour: an archive may lose files, and
+# who copies results into Redis brings old ones.
+COMPARE_EVERY: Final = timedelta(hours=1)
 
 # A worker's clock may be late, and a result may be stored some time after it finished.
 LATE: Final = timedelta(hours=1)
