@@ -111,6 +111,8 @@ def test_a_transaction_that_was_open_at_the_mark_is_after_it(postgres: TableStor
     ledger = Ledger()
     insert = f"INSERT INTO {LIVE} (id, task_id, status) VALUES (-1, 'slow', 'STARTED')"
     with in_transaction(postgres.url, f"SAVEPOINT s; {insert}; RELEASE s") as writer:
+        # A later one that has ended: the open one is not simply the last.
+        postgres.execute("SELECT CAST(pg_current_xact_id() AS text)")
         run(postgres, ledger)
         writer.commit()
     ledger.age(4 * DAY)
