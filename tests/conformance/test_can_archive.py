@@ -365,7 +365,7 @@ def test_a_batch_that_times_out_is_taken_again_smaller(postgres: TableStore) -> 
     fill_celery_table(postgres.url, 60)
     for statement in SLOW.strip().split(";\n"):
         postgres.execute(statement.replace(":", r"\:"))
-    pace = TimedPace(first=40, aim=timedelta(milliseconds=250))
+    pace = TimedPace(first=40)
     with postgres.opened(Limits(statement_timeout=timedelta(milliseconds=500))) as backend:
         assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, pace))) == 30
     assert len(postgres.ids()) == 30
