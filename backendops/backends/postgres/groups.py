@@ -19,8 +19,8 @@ from backendops.backends.sql_files import load
 
 # Groups listed at once: a line of each, far below what a batch of results takes in memory.
 PAGE: Final = 1000
-# Payloads held at once.
-READ_BYTES: Final = 8 * 1024**2
+# Payloads held at once: some forty thousand members, which are looked up within about a second.
+READ_BYTES: Final = 2 * 1024**2
 # Members asked for at once: as many look-ups in an index take some tens of milliseconds.
 ASKED: Final = 10_000
 # One less would be a number of another type to the server, which no index has.
