@@ -12,9 +12,13 @@ from redis.cluster import RedisCluster
 from redis.crc import key_slot
 
 from backendops.backends.redis import RedisBackend
+from backendops.contracts.archive import Selection
 from backendops.contracts.errors import BackendRefused
 from backendops.contracts.run import Limits, NoWatermarks
+from backendops.jobs.archive import Archive
 from backendops.jobs.expire import Expire
+from backendops.jobs.restore import Restore
+from tests.conformance.destinations import SOURCE, Files
 from tests.conformance.redis_store import FixedPace, about, opened
 from tests.redis_fleets import Clustered, clustered, until
 
@@ -132,6 +136,27 @@ def test_the_survey_counts_the_keys_of_all_masters(fleet: Clustered, client: Red
     assert found.kinds["task"].without_ttl == RESULTS
     assert found.kinds["task"].size_error == 0, "a small store is weighed in full"
     assert memory.result_keys["task"] == RESULTS
+
+
+def test_results_of_all_masters_are_archived_and_put_back(
+    fleet: Clustered, client: RedisCluster, tmp_path: Path
+) -> None:
+    archive = Files(tmp_path, "jsonl.gz")
+    ids = [f"{number:08d}-0000-4000-8000-000000000000" for number in range(20)]
+    members = ", ".join(f'[["{task_id}", null], null]' for task_id in ids)
+    client.set("celery-taskset-meta-group", f'{{"result": [["group", null], [{members}]]}}')
+    job = Archive.model_validate({"older_than": "1d"}).sent_to(archive.store, SOURCE)
+    with opened(fleet.url, cluster=True) as backend:
+        assert sum(step.rows for step in job.run(backend, datetime.now(UTC), FixedPace(100))) == RESULTS + 1
+    lost = [f"celery-task-meta-{task_id}" for task_id in ids] + ["celery-taskset-meta-group"]
+    before = [client.get(name) for name in lost]
+    for name in lost:
+        client.delete(name)
+    restore = Restore.of(job, Selection())
+    with opened(fleet.url, cluster=True) as backend:
+        list(restore.run(backend, datetime.now(UTC), FixedPace(100)))
+    assert sorted(restore.restored) == [*ids, "group"]
+    assert [client.get(name) for name in lost] == before
 
 
 def test_a_slot_that_is_moving_is_left_for_the_next_sweep(fleet: Clustered, client: RedisCluster) -> None:

@@ -11,8 +11,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from backendops.backends.redis.archiving import Archiving, findings
-from backendops.backends.redis.cluster import ClusterMasters
-from backendops.backends.redis.handover import COUNT, SHAPES, ask
+from backendops.backends.redis.handover import COUNT, SHAPES, ask_owners
 from backendops.backends.redis.keys import ResultKeys
 from backendops.backends.redis.nodes import Nodes
 from backendops.contracts import metrics
@@ -150,16 +149,10 @@ class HandOverOnRedis(CanHandOver, CanTakeBack):
         return [stem + str(batch.shape.value(row, batch.shape.key)).encode() for row in batch.rows]
 
     def _ask(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        if isinstance(self.nodes, ClusterMasters):
-            return [
-                answer
-                for command in commands
-                for answer in ask(self.nodes, self.nodes.owner(command[1].decode()), [command])
-            ]
-        (node,) = self.nodes.masters()
+        client = self.nodes.masters()[0].client
         answers: list[Any] = []
         for start in range(0, len(commands), PUT):
-            answers += ask(self.nodes, node.client, commands[start : start + PUT])
+            answers += ask_owners(self.nodes, client, commands[start : start + PUT])
         return answers
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import redis
@@ -46,11 +46,18 @@ class ClusterMasters(Followed):
 
     def owner(self, key: str) -> redis.Redis:
         """The client of the master that has this key."""
-        slot = key_slot(key.encode())
-        for first, last, host, port in self._slots():
-            if first <= slot <= last:
-                return self._client(host, port)
-        raise driver.ClusterDownError("CLUSTERDOWN Hash slot not served")
+        return self.owners([key.encode()])[0]
+
+    def owners(self, keys: Sequence[bytes]) -> list[redis.Redis]:
+        """The client of the master that has each key, all as of one moment."""
+        slots = self._slots()
+        found = []
+        for slot in map(key_slot, keys):
+            owner = next(((host, port) for first, last, host, port in slots if first <= slot <= last), None)
+            if owner is None:
+                raise driver.ClusterDownError("CLUSTERDOWN Hash slot not served")
+            found.append(self._client(*owner))
+        return found
 
     def are_up(self) -> bool:
         slots = self._slots()

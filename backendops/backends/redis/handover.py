@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from time import monotonic
@@ -11,6 +12,7 @@ import redis
 import redis.exceptions as driver
 
 from backendops.backends.redis import decide, payload
+from backendops.backends.redis.cluster import ClusterMasters
 from backendops.backends.redis.keys import ResultKeys
 from backendops.backends.redis.nodes import Node, Nodes, may_be_a_failover, walk
 from backendops.backends.redis.stored import GROUPS, TASKS, Met, form_of, group_row, members_of, task_row
@@ -129,22 +131,27 @@ class Reading:
         done: list[datetime] = []
         for ids in _pieces(members, [1] * len(members), COUNT):
             names = [self._keys.task + name.encode() for name in ids]
-            sizes = self._ask(node, [("STRLEN", name) for name in names])
-            there = [(name, size) for name, size in zip(names, sizes, strict=True) if isinstance(size, int) and size]
-            heads = self._ask(node, [("GETRANGE", name, 0, decide.HEAD - 1) for name, _ in there])
-            tails = self._ask(node, [("GETRANGE", name, -decide.WHOLE, -1) for name, _ in there])
-            for (name, size), head, tail in zip(there, heads, tails, strict=True):
+            sizes = self._of_each(node, "STRLEN", names)
+            known = dict(zip(names, sizes, strict=True))
+            there = [name for name, size in known.items() if isinstance(size, int) and size]
+            heads = self._of_each(node, "GETRANGE", there, 0, decide.HEAD - 1)
+            tails = self._of_each(node, "GETRANGE", there, -decide.WHOLE, -1)
+            for name, head, tail in zip(there, heads, tails, strict=True):
+                size = known[name]
                 if size <= decide.WHOLE:
                     stored = payload.read(tail)
                 else:
                     stored = payload.read_ends(head, tail, name[len(self._keys.task) :])
                     if stored is None and size <= MOST_READ:
-                        (whole,) = self._ask(node, [("GET", name)])
+                        (whole,) = self._of_each(node, "GET", [name])
                         stored = payload.read(whole) if isinstance(whole, bytes) else None
                 if stored is None or stored.done_at is None:
                     return None
                 done.append(stored.done_at)
         return done
+
+    def _of_each(self, node: Node, word: str, names: Sequence[bytes], *rest: int) -> list[Any]:
+        return ask_owners(self._nodes, node.client, [(word, name, *rest) for name in names])
 
     def _ask(self, node: Node, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         return ask(self._nodes, node.client, commands)
@@ -168,6 +175,19 @@ def ask(nodes: Nodes, client: redis.Redis, commands: Sequence[tuple[Any, ...]]) 
                 raise answer
         return answers
     return []
+
+
+def ask_owners(nodes: Nodes, client: redis.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """The same where the keys, the second word of each command, may be on any node; `client` is one of them."""
+    if not isinstance(nodes, ClusterMasters):
+        return ask(nodes, client, commands)
+    places: dict[redis.Redis, list[int]] = defaultdict(list)
+    for at, owner in enumerate(nodes.owners([command[1] for command in commands])):
+        places[owner].append(at)
+    answers: dict[int, Any] = {}
+    for owner, its in places.items():
+        answers.update(zip(its, ask(nodes, owner, [commands[at] for at in its]), strict=True))
+    return [answers[at] for at in range(len(commands))]
 
 
 def _pieces(names: Sequence[Any], sizes: Sequence[int], most: int) -> Iterator[list[Any]]:
