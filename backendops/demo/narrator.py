@@ -14,7 +14,7 @@ from backendops.jobs import JOBS
 _MARKS: Final = {"warning": "!", "critical": "!!"}
 
 # A run says first how much was due; what it then did says how much that was.
-_DUE: Final = re.compile(r"[\d,]+ results? (is|are) due")
+_DUE: Final = re.compile(r"((about |at least )?[\d,]+ results are|no result is) due")
 _DONE: Final = "nothing that is due is left"
 _QUOTED: Final = re.compile(r'"public"\.|"')
 # What a run's rows went through. Of a vacuum they are dead rows, of which its clauses tell.

@@ -12,11 +12,11 @@ from backendops.demo.narrator import in_words, sentences
 @pytest.mark.parametrize(
     ("rows", "what", "said"),
     [
-        (0, "0 results are due; nothing that is due is left", ""),
-        (12, "12 results are due; removed from t; nothing that is due is left", "12 removed from t"),
+        (0, "no result is due", ""),
+        (12, "about 12 results are due; removed from t; nothing that is due is left", "12 removed from t"),
         (
             180,
-            "given an expiry; given an expiry; left alone: 2 not finished",
+            "given an expiry; left alone: 2 not finished",
             "180 given an expiry; left alone: 2 not finished",
         ),
         (130, "130 results are due; moved to a; moved to b; nothing that is due is left", "130 moved to a and b"),
@@ -55,7 +55,7 @@ def test_a_run_that_found_nothing_is_said_once() -> None:
             "outcome": "completed",
             "rows": 0,
             "seconds": 0.12,
-            "what": "0 results are due; nothing that is due is left",
+            "what": "no result is due",
         }
     )
     told: set[tuple[object, ...]] = set()

@@ -25,7 +25,8 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
     due = sum(count.rows for count in counts)
     about = "" if all(count.exact for count in counts) else "about "
     nothing = "; ".join(finding.sentence for finding in findings)
-    said = [f"{about}{due:,} results are due"] if targets or not nothing else [nothing]
+    is_due = f"{about}{due:,} results are due" if due or about else "no result is due"
+    said = [is_due] if targets or not nothing else [nothing]
     yield Step(
         what="; ".join([*said, *(deed.made_ready for _, deed in deeds if deed.made_ready)]),
         readings=(metrics.RESULTS_DUE.read(due),),
@@ -41,7 +42,9 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
             yield Step(rows=taken.rows, what=f"{deed.done}{left}")
         emptied[target.live] = walk.emptied_to if isinstance(walk.emptied_to, datetime) else None
     if targets:
-        left = f"{locked:,} due results are left, locked by other sessions" if locked else "nothing that is due is left"
+        left = "nothing that is due is left" if due or about else ""
+        if locked:
+            left = f"{locked:,} due results are left, locked by other sessions"
         yield Step(what=left, readings=(metrics.RESULTS_DUE.read(locked), *oldest_ages(session, emptied)))
 
 

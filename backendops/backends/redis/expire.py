@@ -179,20 +179,25 @@ def run(sweep: Sweep, nodes: Nodes, replies: lists.Replies | None, pace: Pace, w
         if examined >= pace.size or not any(cursors.values()):
             pace.measured(examined, time.monotonic() - begun)
             watermarks.remember(CURSOR, write_cursors(cursors))
-            yield Step(rows=sweep.tally.rows - before, what="given an expiry")
+            yield _given(sweep.tally.rows - before)
             begun, examined, before = time.monotonic(), 0, sweep.tally.rows
         sweep.most = min(pace.size - examined, MOST_PER_CALL)
     watermarks.remember(CURSOR, write_cursors(cursors))
     if replies is not None:
         yield from lists.run(replies, nodes)
-    yield _last(sweep.tally, sweep.tally.rows - before)
+    yield _given(sweep.tally.rows - before)
+    yield _last(sweep.tally)
 
 
-def _last(tally: Tally, rows: int) -> Step:
+def _given(rows: int) -> Step:
+    return Step(rows=rows, what="given an expiry" if rows else "")
+
+
+def _last(tally: Tally) -> Step:
     left, besides = tally.left_alone(), tally.besides()
+    said = [besides, f"left alone: {left}" if left else ""]
     return Step(
-        rows=rows,
-        what="given an expiry" + (f"; {besides}" if besides else "") + (f"; left alone: {left}" if left else ""),
+        what="; ".join(filter(None, said)) or ("" if tally.rows else "every result key has an expiry"),
         readings=(metrics.RESULTS_DUE.read(0),),
         findings=findings(tally),
     )

@@ -54,6 +54,7 @@ class Sweep:
                 yield Step(what=made)
         count = self._count(COUNT_TIME)
         said = f"{'' if count.exact else 'at least '}{count.rows:,} results are due"
+        said = said if count.rows or not count.exact else "no result is due"
         nothing = "; ".join(finding.sentence for finding in self.missing)
         yield Step(
             what=said if self.removals or not nothing else nothing, readings=(metrics.RESULTS_DUE.read(count.rows),)
