@@ -95,7 +95,7 @@ def pair_up(
         if not can_do(kind, job, given_keys(entry)):
             able = ", ".join(kinds_of(kind)) or "nothing yet"
             elsewhere = " to another place" if can_do(kind, job) else ""
-            what = f"{kind.__name__} cannot {job.kind_name}{elsewhere}"
+            what = f"a {kind.kind} backend has no {job.kind_name}{elsewhere}"
             with_to = can_do(kind, job, ("to",)) and "to" not in given_keys(entry)
             way = "write `to: {backend: NAME}` or `to: {files: PATH}`" if with_to else f"it can: {able}"
             what = f"{what} to a table of its own" if with_to else what

@@ -120,8 +120,8 @@ policy.yaml:14:5: unknown key 'older_then' in job 'archive', did you mean 'older
 policy.yaml:15:15: job 'archive': '0 0 31 2 *' never fires: no such month has a day 31
 policy.yaml:16:3: 'archive' is given twice, first at line 13, column 3: remove one
 policy.yaml:17:3: unknown job 'vacum', did you mean 'vacuum'? (a job of another name says its `kind:`)
-policy.yaml:18:27: job 'redis-memory' cannot run on 'results': PostgresBackend cannot redis-memory; it can: expire, \
-archive, partition, vacuum, pool-health
+policy.yaml:18:27: job 'redis-memory' cannot run on 'results': a postgresql backend has no redis-memory; \
+it can: expire, archive, partition, vacuum, pool-health
 """
 
 
@@ -186,7 +186,9 @@ def test_a_driver_in_the_url_does_not_change_the_backend(load, toys, monkeypatch
 
 def test_a_job_says_what_its_backend_can_do_instead(load, toys, monkeypatch):
     monkeypatch.setattr(Toy, "driver", ("", ""))
-    with pytest.raises(PolicyError, match="'vacuum' cannot run on 't': Toy cannot vacuum; it can: pool-health"):
+    with pytest.raises(
+        PolicyError, match="'vacuum' cannot run on 't': a toy backend has no vacuum; it can: pool-health"
+    ):
         load("version: 1\nbackends: {t: {url: toy://h}}\njobs: {vacuum: {backend: t}}\n")
 
 

@@ -257,7 +257,7 @@ JOBS = {
     ),
     "backend unable": (
         HEAD + "  archive: {older_than: 3d, backend: §cache}\n",
-        "job 'archive' cannot run on 'cache': RedisBackend cannot archive to a table of its own; write "
+        "job 'archive' cannot run on 'cache': a redis backend has no archive to a table of its own; write "
         "`to: {backend: NAME}` or `to: {files: PATH}`",
     ),
     "backend a number": (HEAD + "  expire: {keep: 3d, backend: §5}\n", "'backend' must be text: put it in quotes"),
