@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
 from typing import Any, Final
@@ -73,10 +74,10 @@ class HandOverOnRedis(CanHandOver, CanTakeBack):
         return self.archiving.end()
 
     def preview_hand_over(self, due: Retention, where: str) -> Preview:
-        found = self.find_due(due)
+        found = self._count(due)
         about = "" if found.exact else "about "
         return Preview(
-            f"would copy {about}{found.rows:,} results, those that are there already not again, to {where}",
+            f"{about}{found.rows:,} results would be copied to {where}, but for those that are there already",
             rows=found.rows,
             cutoff=due.latest,
             statements=tuple(
@@ -87,6 +88,10 @@ class HandOverOnRedis(CanHandOver, CanTakeBack):
         )
 
     def find_due(self, due: Retention) -> DueFound:
+        # What is odd is told at the end of the run, when everything was read, and once.
+        return replace(self._count(due), findings=())
+
+    def _count(self, due: Retention) -> DueFound:
         with self.in_words():
             reading = self.archiving.reading(self.keys, self.nodes, due)
             total = sum(int(node.client.dbsize()) for node in self.nodes.masters())
