@@ -122,11 +122,8 @@ REDIS_LAST_SAVE_AGE: Final = Metric(
     "backendops_redis_last_save_age_seconds", "Age of the last RDB snapshot, in seconds."
 )
 REDIS_MEMORY_GROWTH: Final = Metric(
-    "backendops_redis_memory_growth_bytes_per_second", "How fast used memory rises, by its own history."
-)
-REDIS_MEMORY_FULL_IN: Final = Metric(
-    "backendops_redis_memory_full_in_seconds",
-    "Seconds until maxmemory is reached, by its own history; only where memory rises for certain.",
+    "backendops_redis_memory_growth_bytes_per_second",
+    "How fast used memory rises, by its own history; 0 where it does not rise for certain.",
 )
 REDIS_CLIENTS_IDLE: Final = Metric("backendops_redis_clients_idle", "Connections that have said nothing for an hour.")
 REDIS_CLIENTS_OUTPUT: Final = Metric(

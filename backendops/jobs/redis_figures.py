@@ -65,10 +65,8 @@ def _server_readings(report: MemoryReport) -> Iterator[Reading]:
     server = report.server
     if server is None:
         return
-    if server.growth is not None:
-        yield metrics.REDIS_MEMORY_GROWTH.read(server.growth.rate)
-        if report.limit and server.growth.rises:
-            yield metrics.REDIS_MEMORY_FULL_IN.read(server.growth.reaches(report.limit - report.used))
+    rises = server.growth is not None and server.growth.rises
+    yield metrics.REDIS_MEMORY_GROWTH.read(server.growth.rate if server.growth is not None and rises else 0)
     yield metrics.REDIS_CLIENTS_IDLE.read(sum(group.idle for group in server.clients))
     yield metrics.REDIS_CLIENTS_OUTPUT.read(server.clients_output)
     if server.result_channels is not None:

@@ -49,7 +49,6 @@ class RedisMemory(Job):
         metrics.REDIS_WITHOUT_TTL,
         metrics.REDIS_LAST_SAVE_AGE,
         metrics.REDIS_MEMORY_GROWTH,
-        metrics.REDIS_MEMORY_FULL_IN,
         metrics.REDIS_CLIENTS_IDLE,
         metrics.REDIS_CLIENTS_OUTPUT,
         metrics.REDIS_RESULT_CHANNELS,

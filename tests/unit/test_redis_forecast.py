@@ -152,16 +152,14 @@ def test_the_line_for_the_log_says_where_memory_goes() -> None:
     assert "rising" not in said(None)
 
 
-def test_the_readings_have_the_forecast_only_where_there_is_one() -> None:
-    def values(growth: Growth | None) -> dict[str, float]:
+def test_the_rate_is_exported_only_where_memory_rises_for_certain() -> None:
+    def rate(growth: Growth | None) -> float:
         full = replace(HEALTHY, server=ServerHealth(growth=growth))
-        return {reading.metric.name: reading.value for reading in readings(full, (), NOW)}
+        values = {reading.metric.name: reading.value for reading in readings(full, (), NOW)}
+        return values["backendops_redis_memory_growth_bytes_per_second"]
 
-    assert values(rising(5))["backendops_redis_memory_full_in_seconds"] == pytest.approx(5 * HOUR)
-    flat = values(Growth(1, 2, 10, HOUR))
-    assert flat["backendops_redis_memory_growth_bytes_per_second"] == 1
-    assert "backendops_redis_memory_full_in_seconds" not in flat
-    assert "backendops_redis_memory_growth_bytes_per_second" not in values(None)
+    assert rate(rising(5)) == pytest.approx(3 * GIB / (5 * HOUR))
+    assert rate(Growth(1, 2, 10, HOUR)) == rate(Growth(-5, 2, 10, HOUR)) == rate(None) == 0
 
 
 LEAK = Clients("unnamed", "redis-py 5.2.0", "10.0.0.7", 240, 180, 7200, 0)
