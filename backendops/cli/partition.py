@@ -110,7 +110,8 @@ def _shown(conversion: Conversion, as_json: bool) -> int:
     for one in conversion.findings:
         click.echo(masked(f"{one.severity}: {one.sentence}; {one.fix}"))
     for statement in conversion.statements:
-        if not statement.together:
-            click.echo(f"\n-- {statement.lock}; held: {statement.hold}")
+        if not statement.together or statement.hold:
+            where = " (in the same transaction)" if statement.together else ""
+            click.echo(f"\n-- {statement.lock}{where}; held: {statement.hold}")
         click.echo(masked(f"{statement.sql};"))
     return code

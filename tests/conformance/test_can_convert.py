@@ -23,7 +23,7 @@ from backendops.contracts.units import Duration
 from backendops.engine.pacing import TimedPace
 from tests.celery_rows import celery_app, celery_results, ensure_tables, fill_celery_table
 from tests.celery_writers import writers
-from tests.conformance.postgres_store import in_transaction, opened, other_role, sql
+from tests.conformance.postgres_store import in_transaction, opened, other_role, sql, until
 from tests.servers import Postgres
 
 LIVE = "celery_taskmeta"
@@ -148,9 +148,11 @@ def test_a_plan_names_every_statement_with_its_lock_and_changes_nothing(filled18
         said = [one.sql for one in found.statements]
         assert "NOT VALID" in said[0]
         assert "VALIDATE CONSTRAINT" in said[1]
-        assert [one.lock for one in found.statements[:3]] == [
-            "ACCESS EXCLUSIVE", "SHARE UPDATE EXCLUSIVE", "ACCESS EXCLUSIVE",
-        ]  # fmt: skip
+        assert [one.lock for one in found.statements[:2]] == ["ACCESS EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"]
+        locked = next(number for number, one in enumerate(said) if one.startswith("LOCK TABLE"))
+        assert {one.lock for one in found.statements[2:locked]} == {"no lock on the table"}
+        assert {one.lock for one in found.statements[locked:]} == {"ACCESS EXCLUSIVE"}
+        assert not any("CREATE" in one for one in said[locked:]), "made before the lock"
         assert all(one.hold for one in found.statements if not one.together)
         assert any("ATTACH PARTITION" in one for one in said)
         # What was said is what is done.
@@ -187,9 +189,14 @@ def test_four_celery_writers_lose_nothing_while_it_is_converted_and_undone(
     before = sql(postgres_url, f"SELECT md5(string_agg(t::text, '|' ORDER BY id)), max(id) FROM {LIVE} AS t")[0]
     with writers(postgres_url, tmp_path) as running:
         steps = convert(postgres_url, plan(by, 200))
-        # Ids go on into new partitions, and the job makes more of them.
+        if by == "id":
+            bound = max(int(str(found).rsplit("(", 1)[1].strip("')")) for found in leaves(postgres_url).values()
+                        if "MAXVALUE" not in str(found))  # fmt: skip
+            sql(postgres_url, f"SELECT setval('task_id_sequence', {bound - 30})")
         maintained(postgres_url)
         middle = sql(postgres_url, f"SELECT count(*) FROM {LIVE}")[0][0]
+        until(lambda: sql(postgres_url, f"SELECT count(*) > {middle + 60} FROM {LIVE}")[0][0], "writers go on")
+        crossed = sql(postgres_url, f"SELECT count(DISTINCT tableoid) FROM {LIVE} WHERE id > {before[1]}")[0][0]
         undone(postgres_url)
     told = running.told()
     assert any("is partitioned by" in step.what for step in steps)
@@ -202,9 +209,31 @@ def test_four_celery_writers_lose_nothing_while_it_is_converted_and_undone(
     )
     assert rows[0][0] == before[0]
     assert middle > 50_000
+    assert crossed == (3 if by == "id" else 1)
     assert kind(postgres_url) == "r"
     # Every lock was waited for by writers at the worst for the 2 s of a DDL, and retried; most for milliseconds.
     assert told["longest"] < 5
+
+
+def test_writers_whose_results_move_between_partitions_lose_nothing(filled18: str, tmp_path: Path) -> None:
+    convert(filled18, plan("date_done", every="day"))
+    # By date nothing would come to a partition for days: one for today, as there will be by then.
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    leaf = max(leaves(filled18))
+    sql(
+        filled18,
+        f"CREATE TABLE today (LIKE {leaf} INCLUDING ALL)",
+        f"ALTER TABLE {LIVE} ATTACH PARTITION today FOR VALUES FROM ('{today}') TO ('{today + 2 * DAY}')",
+    )
+    rows = everything(filled18)[0]
+    with writers(filled18, tmp_path) as running:
+        until(lambda: everything(filled18)[0] > rows + 60, "writers go on")
+        assert sql(filled18, "SELECT count(*) > 30 FROM today") == [(True,)]
+        undone(filled18)
+    told = running.told()
+    assert told["errors"] == []
+    assert dict(sql(filled18, f"SELECT task_id, status FROM ONLY {LIVE} WHERE id > 3020")) == told["stored"]
+    assert sql(filled18, f"SELECT count(*) - count(DISTINCT task_id) FROM {LIVE}") == [(0,)]
 
 
 class Killed(BaseException):

@@ -110,14 +110,14 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
             bounding = with_moment(self, live.slot, [live.slot], [course.bounding()])
             with self.transaction(statement_timeout=self.limits.budget) as connection:
                 course.validating().send(connection)
-            swapping = with_moment(self, live.slot, [live.slot], course.swap())
+            swapping = with_moment(self, live.slot, [live.slot], course.swap(), before=course.prepare())
         except BaseException:
             with suppress(BackendError):
                 self._unbind(live)
             raise
         return Step(
             what=f"{live.sql_name} is partitioned by {course.marker.by}; no row was copied"
-            f"{held((bounding or 0.0) + (swapping or 0.0))}, in two moments"
+            f"{held(bounding)} for the CHECK{held(swapping)} for the rest"
         )
 
     def _unbind(self, live: LiveTable) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -66,46 +66,67 @@ class Course:
         slots = {"leaf": self.live.slot}
         return Sent("live_partition", "validate_bound", slots, lock=SHARE_UPDATE, hold=f"none; {self._reading(1)}")
 
+    def prepare(self) -> Iterator[Sent]:
+        """In the swap's transaction before the lock: tables that nobody knows of yet."""
+        return (replace(sent, lock="no lock on the table") for sent in self._new_tables())
+
+    def _new_tables(self) -> Iterator[Sent]:
+        parent, first, leaf = self._named(self._parent), self.live.slot, self.leaf
+        by_id, owner = self.marker.by == "id", literal(quoted(self.found.owner))
+        key, index = (literal(quoted(self._of_parent(one))) for one in ("key", "index"))
+        slots = {"live": parent, "first": first, "key": key}
+        yield Sent("convert", "create_by_id" if by_id else "create_by_date", slots)
+        yield Sent("convert", "index_parent", {"name": index, "live": parent})
+        yield Sent("live_partition", "make_leaf", {"leaf": leaf, "model": first})
+        yield Sent("live_partition", "drop_bound", {"leaf": leaf})
+        attach = {"live": parent, "leaf": leaf}
+        if by_id:
+            yield Sent("live_partition", "attach_tail", attach, {"lower": self.bound})
+        else:
+            bounds = {"lower": self.bound, "upper": self.leaf_upper}
+            yield Sent("live_partition", "attach_dates", attach, bounds)
+        for name, grant in self.grants:
+            yield Sent("convert", name, {"live": parent, **grant})
+        yield Sent("convert", "describe", {"live": parent}, {"comment": str(self.marker)})
+        if self.found.owner != self.live.role:
+            yield Sent("convert", "own", {"live": parent, "owner": owner})
+            yield Sent("live_partition", "own_leaf", {"leaf": leaf, "owner": owner})
+
     def swap(self) -> Iterator[Sent]:
-        """All in one transaction, behind the lock; no row is read."""
-        live, first, leaf = self.live.slot, self.first, self.leaf
-        by_id = self.marker.by == "id"
+        """Behind the lock: names, and one partition attached; no row is read."""
+        live, first, parent = self.live.slot, self.first, self._named(self._parent)
         yield Sent("convert", "rename_table", {"live": live, "name": literal(quoted(self.marker.first))})
         for index in self.indexes:
             yield self._rename(index)
-        parent = {"live": live, "first": first, "key": literal(quoted(fit(self.live.name, "_pkey")))}
-        yield Sent("convert", "create_by_id" if by_id else "create_by_date", parent)
-        owner = literal(quoted(self.found.owner))
-        owned = self.found.owner == self.live.role
-        if not owned:
-            yield Sent("convert", "own", {"live": live, "owner": owner})
-        yield Sent("convert", "index_parent", {"name": literal(quoted(index_name(self.live))), "live": live})
-        slots = {"live": live, "leaf": leaf}
-        if by_id:
+        yield Sent("convert", "rename_table", {"live": parent, "name": literal(quoted(self.live.name))})
+        if self.marker.by == "id":
+            old, new = (literal(quoted(one)) for one in (self._of_parent("key"), fit(self.live.name, "_pkey")))
+            yield Sent("convert", "rename_constraint", {"live": live, "old": old, "name": new})
+        index_slots = {"index": self._named(self._of_parent("index")), "name": literal(quoted(index_name(self.live)))}
+        yield Sent("convert", "rename_index", index_slots)
+        if self.marker.by == "id":
             yield Sent("convert", "attach_first", {"live": live, "first": first}, {"upper": self.bound})
-            yield Sent("live_partition", "drop_bound", {"leaf": first})
-            yield Sent("live_partition", "make_leaf", {"leaf": leaf, "model": first})
-            yield Sent("live_partition", "attach_tail", slots, {"lower": self.bound})
         else:
             yield Sent("convert", "attach_default", {"live": live, "first": first})
-            yield Sent("live_partition", "make_leaf", {"leaf": leaf, "model": first})
-            yield Sent("live_partition", "drop_bound", {"leaf": leaf})
-            yield Sent("live_partition", "attach_dates", slots, {"lower": self.bound, "upper": self.leaf_upper})
-            yield Sent("live_partition", "drop_bound", {"leaf": first})
-        if not owned:
-            yield Sent("live_partition", "own_leaf", {"leaf": leaf, "owner": owner})
-        for name, grant in self.grants:
-            yield Sent("convert", name, {"live": live, **grant})
-        yield Sent("convert", "describe", {"live": live}, {"comment": str(self.marker)})
+        yield Sent("live_partition", "drop_bound", {"leaf": first})
+
+    @property
+    def _parent(self) -> str:
+        """What the parent is called until the table has given its name away."""
+        return fit(self.live.name, "_backendops_parent")
+
+    def _of_parent(self, what: str) -> str:
+        return fit(self.live.name, f"_backendops_{what}")
 
     def planned(self) -> Iterator[PlannedStatement]:
         """Every statement, for people."""
         for sent in (*self.index(), self.bounding(), self.validating()):
             yield sent.planned()
+        for place, sent in enumerate(self.prepare()):
+            yield replace(sent.planned(together=place > 0), hold="none: the tables are new")
         lock = Sent("live_partition", "lock_live", {"live": self.live.slot})
-        yield PlannedStatement(
-            lock.planned().sql, EXCLUSIVE, "about 10 to 20 ms until the commit: no row is read; waited for 2 s at most"
-        )
+        hold = "about 10 ms until the commit: no row is read; waited for 2 s at most"
+        yield PlannedStatement(lock.planned().sql, EXCLUSIVE, hold, together=True)
         for sent in self.swap():
             yield sent.planned(together=True)
 

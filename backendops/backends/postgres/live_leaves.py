@@ -104,16 +104,21 @@ def _close_tail(session: PostgresSession, live: LiveTable, state: LiveState, the
         return Step(findings=(_no_ids_left(live, largest),))
     with session.transaction() as connection:
         name = free_name(connection, live.schema, fit(live.name, f"_i{tail.lower}"))
+        between = free_name(connection, live.schema, fit(live.name, f"_t{tail.lower}"))
     closed, fresh = {"live": live.slot, "leaf": _slot(live, name)}, {"live": live.slot, "leaf": tail.slot}
+    # Made under the name that the old tail is to have, as its own is still taken; then they change names.
+    before = _made(live, state, closed["leaf"], tail.slot)
     close = [
         leaf("detach", fresh),
+        leaf("attach_ids", fresh, lower=tail.lower, upper=upper),
+        leaf("attach_tail", closed, lower=upper),
+        leaf("drop_bound", {"leaf": tail.slot}),
+        leaf("rename_leaf", {"leaf": closed["leaf"], "name": literal(quoted(between))}),
         leaf("rename_leaf", {"leaf": tail.slot, "name": literal(quoted(name))}),
-        leaf("attach_ids", closed, lower=tail.lower, upper=upper),
-        leaf("drop_bound", closed),
-        *_made(live, state, tail.slot, closed["leaf"]),
-        leaf("attach_tail", fresh, lower=upper),
+        leaf("rename_leaf", {"leaf": _slot(live, between), "name": literal(quoted(tail.name))}),
     ]
-    seconds = _without_reading(session, live, tail, leaf("bound_ids", {"leaf": tail.slot}, bound=upper), close)
+    bind = leaf("bound_ids", {"leaf": tail.slot}, bound=upper)
+    seconds = _without_reading(session, live, tail, bind, close, before)
     return Step(what=f"made {name} of {live.sql_name}, for ids from {tail.lower:,} to {upper:,}{held(seconds)}")
 
 
@@ -122,7 +127,7 @@ def _make_tail(session: PostgresSession, live: LiveTable, state: LiveState) -> S
     with session.transaction() as connection:
         name = _slot(live, free_name(connection, live.schema, fit(live.name, "_tail")))
     attach = leaf("attach_tail", {"live": live.slot, "leaf": name}, lower=state.newest.upper)
-    seconds = with_moment(session, live.slot, [], [*_made(live, state, name, state.newest.slot), attach])
+    seconds = with_moment(session, live.slot, [], [attach], before=_made(live, state, name, state.newest.slot))
     return Step(what=f"made the last partition of {live.sql_name}, which has no end{held(seconds)}")
 
 
@@ -138,38 +143,37 @@ def _make_period(session: PostgresSession, live: LiveTable, state: LiveState, ev
         name = free_name(connection, live.schema, partition_name(live.name, start, every, zone))
     slots = {"live": live.slot, "leaf": _slot(live, name)}
     bounds = {"lower": naive_in(start, zone), "upper": naive_in(end, zone)}
-    make = [
-        *_made(live, state, slots["leaf"], state.newest.slot),
-        leaf("drop_bound", slots),
-        leaf("attach_dates", slots, **bounds),
-    ]
-    return Step(what=f"made {name} of {live.sql_name}{held(beside_default(session, live, state, bounds, make))}")
+    before = _made(live, state, slots["leaf"], state.newest.slot)
+    seconds = beside_default(session, live, state, bounds, [leaf("attach_dates", slots, **bounds)], before)
+    return Step(what=f"made {name} of {live.sql_name}{held(seconds)}")
 
 
-def beside_default(
+def beside_default(  # noqa: PLR0913, PLR0917 - what is made, where, and what is sent before and under the lock
     session: PostgresSession,
     live: LiveTable,
     state: LiveState,
     bounds: Mapping[str, datetime],
     attach: Iterable[Sent],
+    before: Iterable[Sent] = (),
 ) -> float | None:
     """Attach a partition of that time without the default partition being read under the exclusive lock."""
     default = state.default
     if default is None:
-        return with_moment(session, live.slot, [], attach)
+        return with_moment(session, live.slot, [], attach, before=before)
     bind = leaf("bound_dates_around", {"leaf": default.slot}, **bounds)
-    return _without_reading(session, live, default, bind, [*attach, leaf("drop_bound", {"leaf": default.slot})])
+    wanted = [*attach, leaf("drop_bound", {"leaf": default.slot})]
+    return _without_reading(session, live, default, bind, wanted, before)
 
 
-def _without_reading(
-    session: PostgresSession, live: LiveTable, bound: Leaf, bind: Sent, wanted: Iterable[Sent]
+def _without_reading(  # noqa: PLR0913, PLR0917 - as above
+    session: PostgresSession, live: LiveTable, bound: Leaf, bind: Sent, wanted: Iterable[Sent], before: Iterable[Sent]
 ) -> float | None:
     """Have a CHECK say what the server would read the leaf `bound` for; `wanted` takes it away at its end."""
     try:
         with_moment(session, bound.slot, [bound.slot], [bind])
         with session.transaction(statement_timeout=session.limits.budget) as connection:
             leaf("validate_bound", {"leaf": bound.slot}).send(connection)
-        return with_moment(session, live.slot, [bound.slot], wanted)
+        return with_moment(session, live.slot, [bound.slot], wanted, before=before)
     except BaseException:
         with suppress(BackendError):
             unbind(session, bound)
@@ -178,6 +182,8 @@ def _without_reading(
 
 def _made(live: LiveTable, state: LiveState, name: str, model: str) -> Iterator[Sent]:
     yield leaf("make_leaf", {"leaf": name, "model": model})
+    # The model may have it at this moment.
+    yield leaf("drop_bound", {"leaf": name})
     if state.owner != live.role:
         yield leaf("own_leaf", {"leaf": name, "owner": literal(quoted(state.owner))})
 

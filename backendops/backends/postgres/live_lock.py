@@ -19,34 +19,48 @@ from backendops.contracts.errors import BackendBusy
 PATIENCE: Final = tuple(timedelta(seconds=seconds) for seconds in (0.1, 0.1, 0.25, 0.25, 0.5, 0.5, 1, 1, 2, 2))
 
 
-def with_moment(
+_HURRY: Final = leaf("hurry", {})
+
+
+class _Unwanted(Exception):
+    """The check said no: what was sent before the lock is rolled back."""
+
+
+def with_moment(  # noqa: PLR0913, PLR0917 - what is sent, before the lock and under it
     session: PostgresSession,
     live: str,
     quiet: Iterable[str],
     statements: Iterable[Sent],
     check: Callable[[Connection], bool] | None = None,
+    before: Iterable[Sent] = (),
 ) -> float | None:
     """Send the statements while everybody else is kept from the table `live`; for how many seconds that was.
 
-    `quiet` are the tables that are freed of autovacuum before; both are slots. Where `check`, asked under the lock,
-    says no, nothing is sent and the answer is None. Raises BackendBusy, with nothing changed, where ten tries met a
-    transaction that does not end.
+    `quiet` are the tables that are freed of autovacuum beforehand; both are slots. `before` is sent in the same
+    transaction before the lock: what makes new tables that nobody knows of yet. Where `check`, asked under the lock,
+    says no, nothing is changed and the answer is None. Raises BackendBusy, with nothing changed, where ten tries met
+    a transaction that does not end.
     """
-    tables, wanted = tuple(quiet), tuple(statements)
+    tables, first, wanted = tuple(quiet), tuple(before), (_HURRY, *statements)
     for attempt, patience in enumerate(PATIENCE, 1):
         try:
             with session.transaction() as connection:
                 for table in tables:
                     leaf("quiet", {"leaf": table}).send(connection)
+                for one in first:
+                    one.send(connection)
                 text = rendered(connection, wanted)
                 session.bound(connection, lock_timeout=patience)
                 leaf("lock_live", {"live": live}).send(connection)
                 began = monotonic()
-                leaf("hurry", {}).send(connection)
-                if check is not None and not check(connection):
-                    return None
+                if check is not None:
+                    _HURRY.send(connection)
+                    if not check(connection):
+                        raise _Unwanted  # noqa: TRY301 - the transaction must not be committed
                 send_rendered(connection, text)
             return monotonic() - began
+        except _Unwanted:
+            return None
         except BackendBusy as busy:
             if attempt == len(PATIENCE) or code_of(busy) not in (LOCK_NOT_AVAILABLE, DEADLOCK):
                 raise
