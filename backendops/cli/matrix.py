@@ -11,7 +11,7 @@ import click
 def command(as_json: bool, markdown: bool) -> None:
     """Show which job works on which backend, and the one capability that it needs there."""
     from backendops.cli.console import print_json, print_table  # noqa: PLC0415 - --help must not import every backend
-    from backendops.policy.matrix import as_markdown, cells, columns, document, headings  # noqa: PLC0415
+    from backendops.policy.matrix import as_markdown, cells, columns, document, headings  # noqa: PLC0415 - as above
 
     if as_json and markdown:
         raise click.UsageError("--json and --markdown are two forms of the same table: take one")

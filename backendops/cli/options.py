@@ -27,7 +27,7 @@ class Options:
     def load_policy(self) -> Policy:
         """The policy, its secrets known to the log; raises PolicyError with every problem."""
         from backendops.log import keep_secret  # noqa: PLC0415 - see above
-        from backendops.policy.load import find_policy, load_policy  # noqa: PLC0415
+        from backendops.policy.load import find_policy, load_policy  # noqa: PLC0415 - as above
 
         policy = load_policy(find_policy(self.policy))
         keep_secret(policy.secrets)

@@ -16,8 +16,8 @@ def command(options: Options) -> None:
     interrupts them.
     """
     from backendops.daemon.service import Service  # noqa: PLC0415 - --help must not import every backend
-    from backendops.log import LogListener  # noqa: PLC0415
-    from backendops.policy.load import find_policy  # noqa: PLC0415
+    from backendops.log import LogListener  # noqa: PLC0415 - as above
+    from backendops.policy.load import find_policy  # noqa: PLC0415 - as above
 
     options.configure_log()
     Service(find_policy(options.policy), [LogListener()]).run()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # reading a policy imports every backend; --help must not
 def command(options: Options, as_json: bool) -> int:
     """Check the policy without connecting to anything: every problem with its place, or what would run when."""
     from backendops.cli.console import print_json  # noqa: PLC0415 - see above
-    from backendops.contracts.errors import PolicyError  # noqa: PLC0415
+    from backendops.contracts.errors import PolicyError  # noqa: PLC0415 - as above
 
     try:
         policy = options.load_policy()
@@ -35,7 +35,7 @@ def command(options: Options, as_json: bool) -> int:
 
 
 def _print(policy: Policy, now: datetime) -> None:
-    from backendops.cli.console import distance, moment, print_table  # noqa: PLC0415
+    from backendops.cli.console import distance, moment, print_table  # noqa: PLC0415 - as above
 
     jobs, backends = _count(len(policy.jobs), "job"), _count(len(policy.backends), "backend")
     click.echo(f"{policy.file}: {jobs} on {backends}, no problems")
@@ -62,7 +62,7 @@ def _print(policy: Policy, now: datetime) -> None:
 
 
 def _without_password(state: str) -> str:
-    from backendops.contracts.masking import mask  # noqa: PLC0415
+    from backendops.contracts.masking import mask  # noqa: PLC0415 - as above
 
     return mask(state)
 

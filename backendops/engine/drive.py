@@ -170,6 +170,6 @@ class Drive:
         for_all = None if self.ledger.directory is None else self.ledger.directory / PAUSE_FILE
         for file in (for_all, self.backend.pause_file):
             # Not Path.exists(), which raises where a directory on the way may not be entered.
-            if file is not None and os.path.exists(file):  # noqa: PTH110
+            if file is not None and os.path.exists(file):  # noqa: PTH110 - see above
                 return Pressure(wait="pause-file", why=f"there is a file {file}")
         return self.backend.pressure() if isinstance(self.backend, CanReportPressure) else _ALL_IS_WELL

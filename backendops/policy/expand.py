@@ -98,7 +98,7 @@ class _Expansion:
         path = self.folder / name
         try:
             # os.path: pathlib raises for a name that is too long, which opening it says better.
-            if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+            if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - see above
                 raise ValueError(f"{path} is not a file: ${{file:...}} reads one secret from one file")
             with path.open("rb") as file:
                 content = file.read(_LONGEST_FILE + 1)

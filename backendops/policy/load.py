@@ -238,7 +238,7 @@ class _Loading:
     def _key_place(self, section: str, name: str) -> Place:
         parent = self._document.at(section)
         assert parent is not None  # noqa: S101 - the name came out of it
-        assert isinstance(parent.data, dict)  # noqa: S101
+        assert isinstance(parent.data, dict)  # noqa: S101 - as above
         return parent.data[name].place
 
     def _schedule(self, name: str, value: Value, zone: ZoneInfo) -> None:

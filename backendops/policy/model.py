@@ -47,7 +47,7 @@ class Http(BaseModel):
     @classmethod
     def _readable(cls, value: str | None) -> str | None:
         # Not pathlib, which raises for a name that is too long.
-        if value is not None and not os.path.isfile(value):  # noqa: PTH113
+        if value is not None and not os.path.isfile(value):  # noqa: PTH113 - see above
             raise ValueError(f"there is no file {value!r}: name a PEM file")
         if value is not None and not os.access(value, os.R_OK):
             raise ValueError(f"{value!r} may not be read by this user: check its mode and owner")

@@ -30,8 +30,8 @@ def state_from(text: str, folder: Path) -> str:
     if not text.strip() or "\0" in text:
         raise ValueError("state is empty: name a directory, or leave it out")
     # os.path, here and below: pathlib raises for a name that is too long or a home that is unknown.
-    path = (folder / os.path.expanduser(text)).absolute()  # noqa: PTH111
-    if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112
+    path = (folder / os.path.expanduser(text)).absolute()  # noqa: PTH111 - see above
+    if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112 - see above
         raise ValueError(f"{str(path)!r} is a file: state is a directory, or a SQLAlchemy URL")
     return str(path)
 
@@ -67,5 +67,5 @@ def default_state(environment: Mapping[str, str] | None = None) -> str:
     nearest = _SYSTEM if _SYSTEM.exists() else _SYSTEM.parent
     if os.access(nearest, os.W_OK | os.X_OK):
         return str(_SYSTEM)
-    home = environment.get("HOME") or os.path.expanduser("~")  # noqa: PTH111
+    home = environment.get("HOME") or os.path.expanduser("~")  # noqa: PTH111 - as above
     return str(Path(home) / ".local/state/backendops")

@@ -110,7 +110,7 @@ class Parquet(Format):
 
     def write(self, path: Path, batch: Batch) -> None:
         import pyarrow as pa  # noqa: PLC0415 - only those who ask for Parquet have it
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
         columns = [
             pa.array([row.values[number] for row in batch.rows], _arrow_type(pa, column))
@@ -121,7 +121,7 @@ class Parquet(Format):
 
     def read(self, path: Path, shape: Shape, ids: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:  # noqa: ARG002 - may leave out, need not
         import pyarrow as pa  # noqa: PLC0415 - as above
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415 - as above
 
         number = 0
         try:
