@@ -26,13 +26,13 @@ version: 1
 state: {state}
 backends: {{cache: {{url: "{url}"}}}}
 jobs:
-  expire: {{keep: 30d, statement_timeout: 1s}}
-  archive: {{backend: cache, older_than: 1h, statement_timeout: 1s, to: {{files: {files}}}}}
-  redis-memory: {{statement_timeout: 1s}}
+  expire: {{keep: 30d, statement_timeout: 500ms}}
+  archive: {{backend: cache, older_than: 1h, statement_timeout: 500ms, to: {{files: {files}}}}}
+  redis-memory: {{statement_timeout: 500ms}}
   pool-health: {{}}
 """
 RESULTS = 400
-# A second for the statement, four for a new connection, and a machine that others use.
+# Half a second for the statement, four for a new connection, and a machine that others use.
 PATIENCE = 10.0
 
 
@@ -133,7 +133,7 @@ def test_a_cursor_that_outlives_a_restart(bench: Bench, fill_celery_keys: Callab
 
 
 def test_a_server_that_is_loading(bench: Bench) -> None:
-    with configured(bench.client, key_load_delay=5000, loading_process_events_interval_bytes=1024):
+    with configured(bench.client, key_load_delay=2500, loading_process_events_interval_bytes=1024):
         loading = bench.client.connection_pool.get_connection()
         loading.send_command("DEBUG", "RELOAD")
         until(lambda: is_loading(bench.server.url()))

@@ -70,7 +70,7 @@ def test_too_little_is_no_history() -> None:
 
 def test_the_history_stays_small_and_reaches_far_back() -> None:
     marks, start = NoWatermarks(), 1_800_000_000.0
-    for number in range(3000):
+    for number in range(2000):
         growth = remember(marks, "run", start + 60 * number, GIB + 60_000 * number)
     assert growth is not None
     assert growth.rate == pytest.approx(1000, rel=0.001)
