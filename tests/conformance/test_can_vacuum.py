@@ -55,7 +55,8 @@ def emptied(postgres_url: str) -> str:
     """1,000 results, half of which have just been removed."""
     fill_celery_table(postgres_url, 1000)
     sql(postgres_url, f"DELETE FROM {LIVE} WHERE id % 2 = 0")
-    assert dead_rows(postgres_url) == 500
+    # A session tells the statistics what it did when it ends, which is after its client has gone.
+    until(lambda: dead_rows(postgres_url) == 500, "500 dead rows")
     return postgres_url
 
 
@@ -182,6 +183,7 @@ def slow(postgres_url: str) -> str:
         f"ALTER DATABASE {database} SET vacuum_cost_delay = 100",
         f"ALTER DATABASE {database} SET vacuum_cost_limit = 1",
     )
+    until(lambda: dead_rows(postgres_url) == 1500, "1,500 dead rows")
     return postgres_url
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from redis import exceptions as driver
 from redis._parsers.base import BaseParser
+from redis.sentinel import MasterNotFoundError
 
 from backendops.backends.redis.errors import translate, translated
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
@@ -86,3 +87,10 @@ def test_a_lost_connection_is_unreachable(error: Exception) -> None:
 def test_a_fault_of_ours_is_not_the_backends() -> None:
     with pytest.raises(KeyError), translated("cache", ""):
         raise KeyError("a fault")
+
+
+def test_a_master_that_no_sentinel_knows_is_told_without_the_drivers_objects() -> None:
+    error = MasterNotFoundError("No master found for 'results' : <redis.client.Redis(<redis.connection.Connection(db=0")
+    with pytest.raises(BackendUnreachable) as raised, translated("sentinel://s/0", ""):
+        raise error
+    assert str(raised.value) == "sentinel://s/0 cannot be reached: No master found for 'results'"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import redis.exceptions as driver
+from redis.sentinel import MasterNotFoundError
 
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
 
@@ -178,6 +179,9 @@ def _lost(error: Exception, address: str, text: str) -> BackendError:
 
 def _plain(error: Exception) -> str:
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, MasterNotFoundError):
+        # redis-py goes on with every object it made on the way.
+        said = said.partition(" : <")[0]
     # Servers add the script's hash and line to what went wrong inside it, which helps nobody.
     return _WHERE_IN_SCRIPT.sub("", said).removeprefix("ACL failure in script: ").rstrip(".")
 
