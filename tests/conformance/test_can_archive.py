@@ -523,7 +523,8 @@ def test_a_default_partition_that_somebody_made_and_filled(postgres: TableStore)
 
 
 def test_a_partition_that_is_being_detached_takes_no_rows(postgres: TableStore) -> None:
-    fill_celery_table(postgres.url, 20)
+    # All of one month, whatever day it is today.
+    fill_celery_table(postgres.url, 20, now=datetime(2026, 7, 31, tzinfo=UTC))
     with postgres.opened() as backend:
         drive(backend.archive(older_than(), PLAN, FixedPace(2)), stop_after=2)
     [(partition,)] = postgres.execute("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r'")
