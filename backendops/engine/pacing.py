@@ -12,20 +12,21 @@ THROTTLE_REASONS: Final = ("paused", "pause-file", "pause-when", "replica-lag", 
 
 # Below ten rows a batch is mostly round trips and its lock no shorter.
 SMALLEST: Final = 10
-# Past 10,000 rows the rate no longer grows with the batch; 50,000 bounds the one statement that is
-# slower than all before it (a cold cache, a lock) to a few seconds instead of a minute.
-LARGEST: Final = 50_000
+# Past 100,000 rows the rate no longer grows with the batch, and the one statement that is slower than all before it
+# (a cold cache, a lock) should take some seconds, not a minute.
+LARGEST: Final = 100_000
 # One jump is a guess about rows that nobody has measured yet.
 GROWTH: Final = 2.0
 # A slower batch is news and counts for most of the next size; a faster one may be luck (a warm page, a sparse range).
 WEIGHT_OF_SLOWER: Final = 0.7
 WEIGHT_OF_FASTER: Final = 0.3
-# Batches scatter by a third around what they aim at: aiming at two thirds keeps nearly all of them under batch_time.
-AIM: Final = 2 / 3
+# A batch that waits for the disk takes two or three times as long as the one before it: aiming at a third keeps nearly
+# all of them under batch_time, and costs no rate; what the application commits meanwhile waits a third less.
+AIM: Final = 1 / 3
 # A batch that timed out lowers the ceiling; each good one gives a tenth of it back, so that a
 # size that timed out is tried again after seven good batches, not after the next one.
 RECOVERY: Final = 1.1
-# One part in twenty-five: 7 ms after a batch of 170 ms is enough for the writers that queued behind it
+# One part in twenty-five: 3 ms after a batch of 80 ms is enough for the writers that queued behind it
 # to go first, and costs 4 % of the rate; a tenth would cost more than the rest of the engine together.
 REST_RATIO: Final = 0.04
 

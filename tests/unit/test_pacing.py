@@ -30,7 +30,7 @@ def test_it_settles_at_the_time_it_aims_at(rate: float) -> None:
 
 
 def test_it_settles_where_a_batch_has_a_fixed_cost() -> None:
-    took = drive(TimedPace(1000), lambda rows: 0.1 + rows / 10_000, 60)
+    took = drive(TimedPace(1000), lambda rows: 0.04 + rows / 10_000, 60)
     assert took[-1] == pytest.approx(AIM, rel=0.15)
 
 
@@ -44,7 +44,7 @@ def test_a_server_that_becomes_slow_is_followed_at_once() -> None:
     pace = TimedPace(1000)
     drive(pace, lambda rows: rows / 40_000, 20)
     took = drive(pace, lambda rows: rows / 4_000, 4)
-    assert took[0] > 1  # nobody could know
+    assert took[0] > 9 * AIM  # nobody could know
     assert took[2] < 2 * AIM
 
 

@@ -59,6 +59,9 @@ class Taken:
     """What one batch did: its rows are committed."""
 
     rows: int
+    seconds: float
+    """How long its rows were locked: only that is kept short, or a distant server's round trips would leave tiny
+    batches."""
     locked: int = 0
     """Due rows that other sessions' locks kept; they wait for the next run."""
 
@@ -144,13 +147,11 @@ class Walk:
         low: Key | None = start
         failures, failed_check = 0, False
         while low is not None:
-            began, size = monotonic(), self._pace.size
+            size = self._pace.size
             try:
                 span = self._span(low, end, size)
-                prepared = monotonic()
                 self._deed.prepare(span, failed_check)
                 self._ask_members(span)
-                began += monotonic() - prepared
                 taken, is_done = self._take(span)
             except BackendError as error:
                 failures, failed_check = failures + 1, code_of(error) == CHECK_VIOLATION
@@ -159,7 +160,7 @@ class Walk:
                 self._recover(error)
                 continue
             failures, failed_check = 0, False
-            self._pace.measured(size if span.full and not span.crowded else taken.rows, monotonic() - began)
+            self._pace.measured(size if span.full and not span.crowded else taken.rows, taken.seconds)
             yield span, taken
             if is_done:
                 low = span.high if span.high < end else None  # type: ignore[operator] # both are of the walked column
@@ -199,18 +200,20 @@ class Walk:
         if not span.crowded:
             try:
                 with self._transaction(LOCK_PATIENCE) as connection:
+                    began = monotonic()
                     taken = connection.execute(load("postgres", self._deed.job, self._deed.whole, self._slots), values)
-                    return Taken(taken.rowcount), True
+                return Taken(taken.rowcount, monotonic() - began), True
             except BackendBusy as busy:
                 if code_of(busy) not in (LOCK_NOT_AVAILABLE, DEADLOCK, SERIALIZATION):
                     raise
         with self._transaction() as connection:
             unlocked = load("postgres", self._deed.job, self._deed.unlocked, self._slots)
+            began = monotonic()
             rows = connection.execute(unlocked, {**values, "size": span.size}).rowcount
-            if rows >= span.size:
-                return Taken(rows), False
-            left = connection.execute(load("postgres", "walk", "count_left", self._slots), values).scalar_one()
-            return Taken(rows, left), True
+            is_done, left = rows < span.size, 0
+            if is_done:
+                left = connection.execute(load("postgres", "walk", "count_left", self._slots), values).scalar_one()
+        return Taken(rows, monotonic() - began, left), is_done
 
     def _recover(self, error: BackendError) -> None:
         if code_of(error) == STATEMENT_TIMEOUT:
