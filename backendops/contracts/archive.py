@@ -36,6 +36,7 @@ __all__ = [
     "Holds",
     "Kind",
     "PutBack",
+    "Quarantined",
     "Restoring",
     "Row",
     "Selection",
@@ -162,6 +163,19 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """Results that are meant, in a retired partition: in no archive any more, and not dropped yet."""
+
+    name: str
+    """The table, as `partitions reattach` takes it."""
+    rows: int | None
+    """How many; None where counting took too long."""
+    ids: tuple[str, ...] = ()
+    """Which of the ids that were asked for; none where none were."""
+    drop_after: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Checked:
     """One file or partition that was verified; `wrong` says what is not as it should be, a sentence each."""
 
@@ -192,7 +206,7 @@ class ArchiveStore(ABC):
     def open(self, source: str, limits: Limits) -> AbstractContextManager[Self]:
         """Open it for one run for the source of that name, and keep other runs out.
 
-        Raises BackendUnreachable or BackendRefused where it cannot be used, BackendBusy where another run has it.
+        Raises BackendUnreachable or BackendRefused where it cannot be used, BackendLocked where another run has it.
         """
 
     @abstractmethod
@@ -222,6 +236,10 @@ class ArchiveStore(ABC):
     def find(self, selection: Selection, pace: Pace) -> Iterator[Copy]:
         """The archived rows that are meant, a batch at a time; of each table the newest first."""
 
+    def find_quarantined(self, selection: Selection) -> tuple[Quarantined, ...]:  # noqa: ARG002 - most have none
+        """What is meant and was taken out of the archive, by its age, and is not gone yet."""
+        return ()
+
     @abstractmethod
     def begin_restore(self, copy: Copy, positions: Collection[int]) -> Copy:
         """Take down that the rows at these positions are being put back, so that a crash is seen; settle ends it."""
@@ -241,6 +259,10 @@ class CanRestore(ABC):
     @abstractmethod
     def restore(self, selection: Selection, plan: ArchivePlan, pace: Pace) -> Restoring:
         """Put results back, of each table the newest first; every item is committed."""
+
+    def find_quarantined(self, selection: Selection, plan: ArchivePlan) -> tuple[Quarantined, ...]:  # noqa: ARG002 - most have none
+        """What is meant and was taken out of the archive, by its age, and is not gone yet."""
+        return ()
 
     @abstractmethod
     def check_archive(self, plan: ArchivePlan) -> Iterator[Checked]:

@@ -5,6 +5,7 @@ BackendopsError             1
 └── BackendError            1   carries a hint: what the operator can do
     ├── BackendUnreachable  3   no connection, or the connection was lost
     ├── BackendBusy        75   a lock or a statement took too long; trying again may work
+    │   └── BackendLocked  75   another run has what this one needs
     └── BackendRefused      5   a safety limit, a missing privilege or table, columns that do not fit
 """
 
@@ -61,6 +62,10 @@ class BackendBusy(BackendError):
     """A lock or a statement took longer than allowed; trying again later may work."""
 
     exit_code = 75
+
+
+class BackendLocked(BackendBusy):
+    """Another run has the lock of what this one needs beside its backend; the run counts as locked."""
 
 
 class BackendRefused(BackendError):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Self
 from zoneinfo import ZoneInfo
 
 import pytest
 
-from backendops.backends.files import FileStore
+from backendops.backends.files import FileStore, parts
 from backendops.backends.files.manifest import as_lines, numbers_of
 from backendops.contracts.archive import Batch, Column, Row, Selection, Shape, fingerprint
 from backendops.contracts.capabilities import Every
-from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
+from backendops.contracts.errors import BackendError, BackendLocked, BackendRefused
 from backendops.contracts.run import Limits
 from tests.conformance.stores import FixedPace
 
@@ -180,6 +183,10 @@ def test_what_is_there_already_is_not_written_again(directory: Path) -> None:
         assert [row.values[0] for row in copy.batch.rows] == [10, 11]
         store.settle(copy, range(2))
         assert store.write(changed, unless_there=True) == []
+    # Nor after the length of a period has changed.
+    for every in ("day", "week"):
+        with opened(directory, every=every) as store:
+            assert store.write(changed, unless_there=True) == []
 
 
 def test_a_restore_takes_rows_out_and_a_crash_in_it_is_seen(directory: Path) -> None:
@@ -234,6 +241,12 @@ def _edit(old: str, new: str) -> Callable[[Path], None]:
         (_edit('"first_done_at": "2026-10-30T12', '"first_done_at": "2026-10-30T13'), "first or last done_at"),
         (_edit('"end": "2026-11-01', '"end": "2026-10-30'), "did not finish in 2026-10"),
         (_edit('"without": []', '"without": [[3, 12]]'), "speaks of rows that it does not have"),
+        (_edit('"without": []', '"without": [[6, 17]]'), "speaks of rows that it does not have"),
+        (_edit('"without": []', '"without": [[0, 5], [0, 5]]'), "or twice of the same"),
+        (_edit('"state": "kept"', '"state": "arrived"'), "is 'arrived'"),
+        (_edit('"rows": 12', '"rows": "12"'), "not a manifest of backendops"),
+        (_edit('+00:00"', '"'), "no time zone"),
+        (_edit('"kind": "bytes"', '"kind": "byte"'), "of a kind that is not known"),
         (_edit('"parts": [', '"parts": '), "not a manifest of backendops"),
         (_edit('"name": "part-', '"name": "../part-'), "not a file beside it"),
     ],
@@ -242,8 +255,81 @@ def test_verify_finds_damage(directory: Path, damage: Callable[[Path], None], wo
     keep(directory, rows(12))
     assert wrong(directory) == {}
     damage(directory)
+    files = sorted(directory.glob("*/*/part-*"))
     (said,) = wrong(directory).values()
     assert words in said[0]
+    if "manifest" in words or "rows" in words:
+        # What nobody can know, no run guesses: nothing is deleted, and nothing more is written.
+        with opened(directory) as store, suppress(BackendRefused):
+            assert list(store.unfinished()) == []
+    assert sorted(directory.glob("*/*/part-*")) == files
+
+
+def test_a_manifest_that_is_gone_is_not_begun_again(directory: Path) -> None:
+    keep(directory, rows(12))
+    manifest = part(directory).with_name("manifest.json")
+    manifest.rename(directory / "backup")
+    for again in (lambda: keep(directory, rows(3)), lambda: kept(directory)):
+        with pytest.raises(BackendRefused, match=r"no manifest.json in .* beside 1 files"):
+            again()
+    (directory / "backup").rename(manifest)
+    assert len(kept(directory)) == 12
+
+
+def test_a_copy_of_a_period_is_not_a_second_archive(directory: Path) -> None:
+    keep(directory, rows(12))
+    shutil.copytree(part(directory).parent, directory / "celery_taskmeta" / "2026-10.bak")
+    assert "is the manifest of celery_taskmeta/2026-10" in wrong(directory)["celery_taskmeta/2026-10.bak"][0]
+    with pytest.raises(BackendRefused, match=r"2026-10.bak/manifest.json is the manifest of") as refusal:
+        kept(directory)
+    assert "move it out" in refusal.value.hint
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_changed_byte_is_never_given_out(directory: Path, form: str) -> None:
+    """Wherever it is: Parquet keeps no checksums, and gzip checks at its end."""
+    keep(directory, rows(12), form)
+    path = part(directory, form)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(BackendRefused, match="SHA-256"):
+            kept(directory)
+    path.write_bytes(whole)
+    assert len(kept(directory)) == 12
+
+
+def test_a_clock_that_stands_still_does_not_take_a_missing_files_name(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Standing(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(2026, 11, 1, tzinfo=tz)
+
+    monkeypatch.setattr(parts, "datetime", Standing)
+    keep(directory, rows(5))
+    part(directory).rename(directory / "elsewhere")
+    keep(directory, rows(5))
+    assert part(directory).name == "part-20261101T000000Z-0002.jsonl.gz"
+    (said,) = wrong(directory).values()
+    assert "missing, with 5 archived rows" in said[0]
+
+
+def test_a_disk_that_does_not_answer_is_not_an_empty_one(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(directory) as store:
+        store.prepare(SHAPE)
+        store.write(rows(5))
+    before = min(directory.glob("*/*/manifest.json")).read_bytes()
+
+    def sick(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patched, opened(directory) as store:
+        patched.setattr(Path, "lstat", sick)
+        with pytest.raises(BackendError, match="Input/output error"):
+            list(store.unfinished())
+    assert min(directory.glob("*/*/manifest.json")).read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", [_flip, _cut])
@@ -274,6 +360,66 @@ def test_a_full_disk_keeps_nothing_and_says_so(directory: Path) -> None:
     assert len(kept(directory)) == 10
 
 
+@contextmanager
+def as_nobody(directory: Path) -> Iterator[None]:
+    """As a user without rights, for what root may always."""
+    # pytest keeps the whole way there to its own user.
+    way = [
+        path for path in directory.parents if path.stat().st_uid == os.geteuid() and path.stat().st_mode & 0o005 != 5
+    ]
+    modes = [path.stat().st_mode for path in way]
+    ours = os.geteuid()
+    for path in way:
+        path.chmod(0o755)
+    if ours == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(ours)
+        for path, mode in zip(way, modes, strict=True):
+            path.chmod(mode)
+
+
+def test_what_cannot_be_read_is_not_passed_over(directory: Path) -> None:
+    keep(directory, Batch(SHAPE, (*rows(3).rows, row(50))))
+    closed = directory / "celery_taskmeta" / "2026-10"
+    closed.chmod(0o000)
+    with as_nobody(directory), opened(directory, read_only=True) as store:
+        assert "may not be read" in {each.name: each.wrong for each in store.check()}["celery_taskmeta/2026-10"][0]
+        with pytest.raises(BackendRefused, match="may not be"):
+            list(store.find(Selection(), PACE))
+    closed.chmod(0o755)
+
+
+def test_who_may_only_read_may_verify(directory: Path) -> None:
+    keep(directory, rows(3))
+    directory.chmod(0o555)
+    with as_nobody(directory):
+        assert wrong(directory) == {}
+
+
+def test_a_read_only_file_system_is_called_that(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(directory, rows(3))
+    real = os.statvfs(directory)
+    flagged = os.statvfs_result((*real[:8], real.f_flag | os.ST_RDONLY, *real[9:]))
+    monkeypatch.setattr(os, "statvfs", lambda path: flagged)
+    with pytest.raises(BackendRefused, match="is on a read-only file system"), opened(directory):
+        pass
+    assert wrong(directory) == {}
+
+
+def test_a_directory_that_is_another_by_now_takes_nothing(directory: Path, tmp_path: Path) -> None:
+    """Its disk went, and the mount point is there; or somebody removed the lock file, and a second run began."""
+    keep(directory, rows(3))
+    with opened(directory) as store:
+        directory.rename(tmp_path / "unmounted")
+        directory.mkdir()
+        with pytest.raises(BackendError, match="is not the file any more that this run holds"):
+            store.write(rows(5))
+    assert list(directory.iterdir()) == []
+
+
 def test_places_that_cannot_be_used(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place, words in ((tmp_path / "missing", "no directory"), (tmp_path / "file", "not a directory")):
@@ -281,20 +427,16 @@ def test_places_that_cannot_be_used(directory: Path, tmp_path: Path) -> None:
             pass
         assert refusal.value.hint
     directory.chmod(0o555)
-    tmp_path.parent.chmod(0o755)
-    tmp_path.chmod(0o755)
-    ours = os.geteuid()
-    if ours == 0:
-        os.seteuid(65534)
-    try:
-        with pytest.raises(BackendRefused, match="may not be written by"), opened(directory):
-            pass
-    finally:
-        os.seteuid(ours)
+    with (
+        as_nobody(directory),
+        pytest.raises(BackendRefused, match="may not be written by"),
+        opened(directory),
+    ):
+        pass
 
 
 def test_one_run_at_a_time_and_one_source(directory: Path) -> None:
-    with opened(directory), pytest.raises(BackendBusy, match="another run"), opened(directory):
+    with opened(directory), pytest.raises(BackendLocked, match="another run"), opened(directory):
         pass
     keep(directory, rows(3))
     with (

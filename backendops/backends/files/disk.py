@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import getpass
 import os
+import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
+from backendops.contracts.errors import BackendError, BackendLocked, BackendRefused
 
 # Whatever ends so was being written when a process died: it is of no archive and may go.
 UNFINISHED: Final = ".tmp"
@@ -38,7 +38,9 @@ def translated(error: OSError, path: Path) -> BackendError:
             f"there is no space left for {where}", "free some, or name another directory; no result was removed"
         )
     if error.errno in _FORBIDDEN:
-        return BackendRefused(f"{where} may not be written by {_user()}", "give that user the directory of the archive")
+        return BackendRefused(
+            f"{where} may not be read or written by {_user()}", "give that user the directory of the archive"
+        )
     if error.errno == errno.EROFS:
         return BackendRefused(f"{where} is on a read-only file system", "mount it writable, or name another directory")
     return BackendError(f"{where}: {error.strerror or error}", "see to the disk; the next run goes on where this ended")
@@ -46,12 +48,22 @@ def translated(error: OSError, path: Path) -> BackendError:
 
 def _user() -> str:
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"user {os.getuid()}"
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"user {os.geteuid()}"
 
 
-def check_directory(path: Path) -> None:
+def is_there(path: Path) -> bool:
+    """Is there such a file? Raises BackendError where that cannot be known: a sick disk is not an empty one."""
+    with disk_errors(path):
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def check_directory(path: Path, *, writing: bool) -> None:
     """Raise BackendRefused where the archive's directory is not there or cannot be used."""
     with disk_errors(path):
         if not path.exists():
@@ -61,23 +73,53 @@ def check_directory(path: Path) -> None:
             )
         if not path.is_dir():
             raise BackendRefused(f"{path} is not a directory", "name the archive's directory under `to: {files: …}`")
-        if not os.access(path, os.W_OK | os.X_OK):
+        if writing and os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        if not os.access(path, (os.W_OK if writing else os.R_OK) | os.X_OK, effective_ids=True):
             raise BackendRefused(
-                f"{path} may not be written by {_user()}", "give that user the directory of the archive"
+                f"{path} may not be {'written' if writing else 'read'} by {_user()}",
+                "give that user the directory of the archive",
+            )
+
+
+class Hold:
+    """The archive's directory, held for one run by the lock on a file in it."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    def require(self) -> None:
+        """Raise BackendError where the path leads elsewhere by now: a disk that went, a lock file that was removed."""
+        with disk_errors(self._path):
+            ours = os.fstat(self._descriptor)
+            try:
+                there: os.stat_result | None = (self._path / LOCK).stat()
+            except FileNotFoundError:
+                there = None
+        if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise BackendError(
+                f"{self._path / LOCK} is not the file any more that this run holds",
+                "was the disk unmounted, or the file removed? No result was removed; the next run goes on from here",
             )
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold the archive's directory for one run; raises BackendBusy where another run has it."""
+def held(path: Path) -> Iterator[Hold]:
+    """Hold the archive's directory for one run; raises BackendLocked where another run has it."""
     with disk_errors(path):
         descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BackendBusy(f"another run is using the archive in {path}", "try again when it has ended") from None
-        yield
+        with disk_errors(path / LOCK):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BackendLocked(
+                    f"another run is using the archive in {path}", "try again when it has ended"
+                ) from None
+        hold = Hold(path, descriptor)
+        hold.require()
+        yield hold
     finally:
         os.close(descriptor)
 

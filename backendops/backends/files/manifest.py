@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
-from backendops.backends.files.disk import disk_errors, write_whole
-from backendops.contracts.archive import Column, Holds, Shape
+from backendops.backends.files.disk import UNFINISHED, disk_errors, is_there, write_whole
+from backendops.contracts.archive import KEYS, Column, Holds, Kind, Shape
 from backendops.contracts.errors import BackendRefused
 
 NAME: Final = "manifest.json"
 VERSION: Final = 1
+PART: Final = "part-"
+"""What the names of our files begin with."""
+_FROM_BACKUP: Final = "bring it back from a backup: without it nobody knows which rows of the files are the archive's"
+# A file system's own, which only root may look into; what is hidden is never ours.
+_NOT_OURS: Final = "lost+found"
 
+State = Literal["arriving", "kept"]
 Lines = tuple[tuple[int, int], ...]
 """Numbers of rows in a file, counted from 0, as ranges with both ends."""
 
@@ -43,7 +50,7 @@ class Part:
 
     name: str
     format: str
-    state: Literal["arriving", "kept"]
+    state: State
     """`arriving`: its rows may still be live. The next run finds out, and settles it."""
     rows: int
     bytes: int
@@ -103,19 +110,55 @@ class Manifest:
 
 
 def load(directory: Path) -> Manifest | None:
-    """The manifest of a period; None where there is none. Raises BackendRefused where it cannot be read."""
+    """The manifest of a period; None where the period is empty.
+
+    Raises BackendRefused where it is gone from beside its files, or does not agree with itself.
+    """
     path = directory / NAME
+    if not is_there(path):
+        with disk_errors(directory):
+            files = [each.name for each in os.scandir(directory) if each.name.startswith(PART)]
+        if files := [name for name in files if not name.endswith(UNFINISHED)]:
+            raise BackendRefused(f"there is no {NAME} in {directory}, beside {len(files)} files", _FROM_BACKUP)
+        return None
     with disk_errors(path):
-        if not path.exists():
-            return None
         content = path.read_bytes()
     try:
-        return _from_document(json.loads(content))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = _from_document(json.loads(content))
+        _check(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BackendRefused(
-            f"{path} is not a manifest of backendops ({type(error).__name__}: {error})",
-            "bring it back from a backup: without it nobody knows which rows of the files are the archive's",
+            f"{path} is not a manifest of backendops ({type(error).__name__}: {error})", _FROM_BACKUP
         ) from None
+    if (manifest.table, manifest.period) != (directory.parent.name, directory.name):
+        raise BackendRefused(
+            f"{path} is the manifest of {manifest.table}/{manifest.period}",
+            "a copy of a period would be archived twice: move it out of the archive's directory",
+        )
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError or TypeError for what no run of ours writes: by it rows would be forgotten, files deleted."""
+    if manifest.holds not in KEYS:
+        raise ValueError(f"it holds {manifest.holds!r}")
+    if not manifest.start < manifest.end or manifest.start.tzinfo is None:
+        raise ValueError("its period has no length, or no time zone")
+    if len({part.name for part in manifest.parts}) < len(manifest.parts):
+        raise ValueError("it names a file twice")
+    for part in manifest.parts:
+        if part.state not in get_args(State):
+            raise ValueError(f"{part.name} is {part.state!r}")
+        if part.rows < 1 or not part.first_done_at <= part.last_done_at or part.first_done_at.tzinfo is None:
+            raise ValueError(f"{part.name} has no rows, or no dates")
+        if any(column.kind not in get_args(Kind) for column in part.columns):
+            raise ValueError(f"{part.name} has columns of a kind that is not known")
+        for lines in (part.without, part.leaving):
+            ends = [-1, *(end for line in lines for end in line), part.rows]
+            if not all(first <= last for first, last in lines) or any(
+                before >= after for before, after in zip(ends[::2], ends[1::2], strict=True)
+            ):
+                raise ValueError(f"of {part.name} it speaks of rows that it does not have, or twice of the same")
 
 
 def _from_document(document: dict[str, Any]) -> Manifest:
@@ -141,13 +184,22 @@ def _part(document: dict[str, Any]) -> Part:
 
 def manifests(directory: Path, tables: Collection[str] | None = None) -> Iterator[tuple[Path, Manifest]]:
     """Every period of every table below the archive's directory, in order."""
-    with disk_errors(directory):
-        found = sorted(path.parent for path in directory.glob(f"*/*/{NAME}"))
-    for period in found:
+    for period in periods(directory):
         if tables is None or period.parent.name in tables:
             manifest = load(period)
             if manifest is not None:
                 yield period, manifest
+
+
+def periods(directory: Path) -> list[Path]:
+    """Every directory of a period, in order; raises BackendError where one cannot be looked into."""
+    return [period for table in _directories(directory) for period in _directories(table)]
+
+
+def _directories(path: Path) -> list[Path]:
+    with disk_errors(path):
+        there = [each for each in os.scandir(path) if not each.name.startswith(".") and each.name != _NOT_OURS]
+        return sorted(Path(each.path) for each in there if each.is_dir())
 
 
 def digest(path: Path) -> tuple[str, int]:

@@ -7,8 +7,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from backendops.backends.files.disk import UNFINISHED, disk_errors, sync_directory, sync_file
-from backendops.backends.files.manifest import Manifest, Part, digest
+from backendops.backends.files.disk import UNFINISHED, disk_errors, is_there, sync_directory, sync_file
+from backendops.backends.files.manifest import PART, Manifest, Part, digest
 from backendops.backends.files.rows import FORMATS, Format
 from backendops.contracts.archive import Batch, Row, Shape, fingerprint
 from backendops.contracts.errors import BackendError, BackendRefused
@@ -16,7 +16,7 @@ from backendops.contracts.errors import BackendError, BackendRefused
 
 def write_part(directory: Path, manifest: Manifest, form: Format, batch: Batch) -> str:
     """Write a new file of the period, to be settled; its name."""
-    path = _free_name(directory, form)
+    path = _free_name(directory, manifest, form)
     beside = path.with_name(path.name + UNFINISHED)
     try:
         with disk_errors(path):
@@ -35,11 +35,13 @@ def write_part(directory: Path, manifest: Manifest, form: Format, batch: Batch) 
     return path.name
 
 
-def _free_name(directory: Path, form: Format) -> Path:
+def _free_name(directory: Path, manifest: Manifest, form: Format) -> Path:
+    # A clock that went back comes to the same second again; a file that is missing keeps its entry until it is back.
+    taken = {part.name for part in manifest.parts}
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     for number in range(1, 10_000):
-        path = directory / f"part-{stamp}-{number:04}.{form.suffix}"
-        if not path.exists():
+        path = directory / f"{PART}{stamp}-{number:04}.{form.suffix}"
+        if path.name not in taken and not is_there(path):
             return path
     raise BackendError(f"{directory} has ten thousand files of this second", "is the host's clock standing still?")
 
@@ -82,21 +84,33 @@ def _misread(path: Path, why: str) -> BackendError:
     )
 
 
-def read_rows(directory: Path, manifest: Manifest, part: Part, ids: Sequence[str] = ()) -> Iterator[tuple[int, Row]]:
-    """The rows of a file with their numbers; raises BackendRefused where it is damaged."""
+def read_rows(
+    directory: Path, manifest: Manifest, part: Part, ids: Sequence[str] = (), *, verified: bool = False
+) -> Iterator[tuple[int, Row]]:
+    """The rows of a file with their numbers; raises BackendRefused, before the first, where it is not as written.
+
+    `verified` says that its SHA-256 was looked at just now.
+    """
     path = directory / part.name
     form = FORMATS.get(part.format)
     if form is None:
         raise BackendRefused(f"{path} is {part.format!r}, which this backendops does not read", "take a newer version")
     if extra := form.is_missing():
         raise BackendRefused(f"{path} is Parquet", f"pip install 'backendops[{extra}]'")
+    if not is_there(path):
+        raise BackendRefused(f"{path} is in the manifest and not on the disk", "bring it back from a backup")
     with disk_errors(path):
-        if not path.exists():
-            raise BackendRefused(f"{path} is in the manifest and not on the disk", "bring it back from a backup")
+        # A row that a bad disk changed may still be read: Parquet has no checksums of its own.
+        if not verified and digest(path)[0] != part.sha256:
+            raise _damaged(path, "its SHA-256 is not the one it was written with")
         try:
             yield from form.read(path, manifest.shape(part), ids)
         except ValueError as error:
-            raise BackendRefused(
-                f"{path} cannot be read: {error}",
-                "`backendops archive verify` says what is wrong with it; bring it back from a backup",
-            ) from None
+            raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, why: str) -> BackendRefused:
+    return BackendRefused(
+        f"{path} cannot be read: {why}",
+        "`backendops archive verify` says what is wrong with it; bring it back from a backup",
+    )

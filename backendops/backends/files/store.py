@@ -8,12 +8,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, get_args
 from zoneinfo import ZoneInfo
 
 from backendops.backends.files.check import check_period
-from backendops.backends.files.disk import UNFINISHED, check_directory, disk_errors, held, make_directory
-from backendops.backends.files.manifest import Lines, Manifest, Part, as_lines, load, manifests, numbers_of
+from backendops.backends.files.disk import (
+    UNFINISHED,
+    Hold,
+    check_directory,
+    disk_errors,
+    held,
+    is_there,
+    make_directory,
+    sync_directory,
+)
+from backendops.backends.files.manifest import Lines, Manifest, Part, as_lines, load, manifests, numbers_of, periods
 from backendops.backends.files.parts import read_rows, write_part
 from backendops.backends.files.rows import DONE_AT, FORMATS, Format
 from backendops.backends.postgres.periods import next_period, period_start
@@ -46,6 +55,7 @@ class FileStore(ArchiveStore):
         self._every: Every = every
         self._zone = zone
         self._source = ""
+        self._hold: Hold | None = None
 
     @property
     def label(self) -> str:
@@ -57,13 +67,13 @@ class FileStore(ArchiveStore):
 
     @contextmanager
     def open(self, source: str, limits: Limits) -> Iterator[Self]:
-        check_directory(self.path)
+        check_directory(self.path, writing=not limits.read_only)
         opened = type(self)(self.path, self._format.suffix, self._every, self._zone)
         opened._source = source
         if limits.read_only:
             yield opened
             return
-        with held(self.path):
+        with held(self.path) as opened._hold:
             yield opened
 
     def prepare(self, shape: Shape) -> str:
@@ -87,8 +97,7 @@ class FileStore(ArchiveStore):
                 for left in directory.glob(f"*{UNFINISHED}"):
                     left.unlink()
             for part in manifest.parts:
-                is_there = (directory / part.name).exists()
-                if not part.archived or (part.state == "arriving" and not is_there):
+                if not part.archived or (part.state == "arriving" and not is_there(directory / part.name)):
                     # Emptied, or taken down and dead before it was there: no row is in it and nowhere else.
                     _forget(directory, part.name)
                 elif part.state == "arriving":
@@ -97,29 +106,36 @@ class FileStore(ArchiveStore):
                     yield replace(_copy(directory, manifest, part, part.leaving), restoring=True)
 
     def write(self, batch: Batch, *, unless_there: bool = False) -> Sequence[Copy]:
+        assert self._hold is not None  # noqa: S101 - whoever writes has opened it for that
+        self._hold.require()
         by_period: dict[datetime, list[Row]] = defaultdict(list)
         for row in batch.rows:
             by_period[period_start(row.done_at, self._every, self._zone)].append(row)
         copies = []
         for start, rows in sorted(by_period.items()):
-            directory = self.path / batch.shape.table / self._period(start)
-            with disk_errors(directory):
-                make_directory(directory)
-            manifest = load(directory) or Manifest(
-                self._source,
-                batch.shape.holds,
-                batch.shape.table,
-                directory.name,
-                start,
-                next_period(start, self._every, self._zone),
-            )
-            self._check_source(directory, manifest)
-            new = _not_there(directory, manifest, batch.shape, rows) if unless_there else rows
+            directory = self.path / batch.shape.table / self._period(start, self._every)
+            manifest = self._ready(directory, batch.shape, start)
+            new = self._not_there(batch.shape, start, rows) if unless_there else rows
             if new:
                 part = Batch(batch.shape, tuple(new))
                 name = write_part(directory, manifest, self._format, part)
                 copies.append(Copy(part, Place(directory, name, tuple(range(len(new))))))
         return copies
+
+    def _ready(self, directory: Path, shape: Shape, start: datetime) -> Manifest:
+        """The directory of a period, made where it is missing, and its manifest."""
+        with disk_errors(directory):
+            make_directory(directory)
+        manifest = load(directory)
+        if manifest is None:
+            with disk_errors(directory):
+                # Also where a run made it that died before it had made it durable.
+                sync_directory(directory.parent)
+                sync_directory(self.path)
+            end = next_period(start, self._every, self._zone)
+            manifest = Manifest(self._source, shape.holds, shape.table, directory.name, start, end)
+        self._check_source(directory, manifest)
+        return manifest
 
     def settle(self, copy: Copy, kept: Collection[int]) -> None:
         place: Place = copy.place
@@ -153,6 +169,8 @@ class FileStore(ArchiveStore):
                 yield from _find(directory, manifest, part, selection)
 
     def begin_restore(self, copy: Copy, positions: Collection[int]) -> Copy:
+        assert self._hold is not None  # noqa: S101 - whoever restores has opened it for that
+        self._hold.require()
         numbers = tuple(copy.place.numbers[position] for position in sorted(positions))
         place = replace(copy.place, numbers=numbers)
 
@@ -166,7 +184,7 @@ class FileStore(ArchiveStore):
         return Copy(copy.batch.only(positions), place, restoring=True)
 
     def check(self) -> Iterator[Checked]:
-        for directory in sorted(path for path in self.path.glob("*/*") if path.is_dir()):
+        for directory in periods(self.path):
             yield from check_period(directory, self.path)
 
     def _manifests(self) -> Iterator[tuple[Path, Manifest]]:
@@ -183,11 +201,32 @@ class FileStore(ArchiveStore):
                 "the policy, its old name",
             )
 
-    def _period(self, start: datetime) -> str:
+    def _not_there(self, shape: Shape, start: datetime, rows: Sequence[Row]) -> list[Row]:
+        """The rows that no file has with the same content, though it be of another length of period."""
+        first, last = min(row.done_at for row in rows), max(row.done_at for row in rows)
+        end = next_period(start, self._every, self._zone)
+        there: set[bytes] = set()
+        for name in sorted(self._periods_within(start, end)):
+            directory = self.path / shape.table / name
+            manifest = load(directory) if is_there(directory) else None
+            for part in manifest.parts if manifest else ():
+                if manifest is not None and part.first_done_at <= last and part.last_done_at >= first:
+                    there |= _fingerprints(directory, manifest, part)
+        return [row for row in rows if fingerprint(shape, row) not in there]
+
+    def _periods_within(self, start: datetime, end: datetime) -> Iterator[str]:
+        """The names of every month, week and day that has a part of this time."""
+        for every in get_args(Every):
+            moment = start
+            while moment < end:
+                yield self._period(moment, every)
+                moment = next_period(period_start(moment, every, self._zone), every, self._zone)
+
+    def _period(self, start: datetime, every: Every) -> str:
         local = start.astimezone(self._zone)
-        if self._every == "month":
+        if every == "month":
             return f"{local:%Y-%m}"
-        if self._every == "week":
+        if every == "week":
             year, week, _ = local.isocalendar()
             return f"{year:04}-W{week:02}"
         return f"{local:%Y-%m-%d}"
@@ -234,12 +273,6 @@ def _find(directory: Path, manifest: Manifest, part: Part, selection: Selection)
         yield Copy(Batch(shape, tuple(row for _, row in found)), place)
 
 
-def _not_there(directory: Path, manifest: Manifest, shape: Shape, rows: Sequence[Row]) -> list[Row]:
-    """The rows that no file of the period has, with the same content."""
-    there = set()
-    for part in manifest.parts:
-        its_shape, without = manifest.shape(part), numbers_of(part.without)
-        there |= {
-            fingerprint(its_shape, row) for number, row in read_rows(directory, manifest, part) if number not in without
-        }
-    return [row for row in rows if fingerprint(shape, row) not in there]
+def _fingerprints(directory: Path, manifest: Manifest, part: Part) -> set[bytes]:
+    shape, without = manifest.shape(part), numbers_of(part.without)
+    return {fingerprint(shape, row) for number, row in read_rows(directory, manifest, part) if number not in without}
