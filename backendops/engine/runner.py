@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 import structlog
 
 from backendops.contracts.capabilities import CanReportPressure, Pressure
-from backendops.contracts.errors import BackendError, BackendopsError, BackendRefused, BackendUnreachable
+from backendops.contracts.errors import (
+    BackendError,
+    BackendLocked,
+    BackendopsError,
+    BackendRefused,
+    BackendUnreachable,
+)
 from backendops.contracts.masking import mask, secrets_of
 from backendops.contracts.run import Limits, NoWatermarks, Outcome, Preview, Step, Trigger
 from backendops.contracts.units import Duration
@@ -54,7 +60,7 @@ class Runner:
     ) -> RunReport:
         """Run the pair's job once, now. Whatever the backend does, the answer is a report, never an exception.
 
-        Without `record_locked` a run that finds the lock taken leaves no trace, for a caller that tries again soon.
+        Without `record_locked` a run that the lock keeps from beginning leaves no trace: the caller tries again soon.
         With `accept_volume` no number of rows is too large for this once.
         """
         return _Running(self, pair, trigger, accept_volume).to_report(record_locked)
@@ -147,7 +153,7 @@ class _Running:
             # Ctrl-C without a Stop: the step in hand is rolled back, those before it are committed.
             self._report(_Ending(Outcome.STOPPED, "interrupted"), began)
             raise
-        if self._ending.outcome is Outcome.LOCKED and not record_locked:
+        if self._ending.outcome is Outcome.LOCKED and not record_locked and self._run is None:
             return self._summary(self._ending, 0, self._clock.monotonic() - began)
         return self._report(self._ending, began)
 
@@ -192,10 +198,9 @@ class _Running:
             )
         if isinstance(error, BackendUnreachable):
             return self._unreachable(error)
-        if isinstance(error, BackendRefused):
-            return _Ending(Outcome.REFUSED, str(error), error.hint)
         if isinstance(error, BackendError):
-            return _Ending(Outcome.FAILED, str(error), error.hint)
+            special = {BackendRefused: Outcome.REFUSED, BackendLocked: Outcome.LOCKED}
+            return _Ending(special.get(type(error), Outcome.FAILED), str(error), error.hint)
         log.debug("run.traceback", job=self._pair.job_name, backend=self._pair.backend_name, exc_info=error)
         return _Ending(Outcome.FAILED, *_unexpected(error))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
+from backendops.backends.files.disk import held
 from backendops.backends.postgres import PostgresBackend
 from backendops.cli import main
 from backendops.contracts.run import Limits, NoWatermarks
@@ -130,6 +131,19 @@ def test_a_taken_lock_is_75(command: Installed, results: str) -> None:
     assert locked.returncode == 75
     assert len(locked.stderr.splitlines()) == 1
     assert count(results) == 50
+
+
+def test_a_taken_archive_is_75_and_locked(command: Installed, results: str, tmp_path: Path) -> None:
+    query(results, "UPDATE celery_taskmeta SET date_done = date_done - interval '9 days' WHERE date_done IS NOT NULL")
+    with held(tmp_path / "kept"):
+        for arguments in (("run-once", "archive"), ("restore", "--from", "2000-01-01", "--although-expired")):
+            locked = command.run(*arguments)
+            assert locked.returncode == 75
+            assert "another run is using the archive in" in locked.stderr
+            history = json.loads(command.run("history", "--json").stdout)
+            assert (history[0]["outcome"], history[0]["rows"]) == ("locked", 0)
+    assert count(results) == 50
+    assert command.run("run-once", "archive").returncode == 0
 
 
 @pytest.mark.parametrize(

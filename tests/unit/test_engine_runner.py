@@ -12,7 +12,13 @@ from sqlalchemy import text
 
 from backendops.contracts.backend import Standing
 from backendops.contracts.capabilities import Pressure
-from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
+from backendops.contracts.errors import (
+    BackendBusy,
+    BackendError,
+    BackendLocked,
+    BackendRefused,
+    BackendUnreachable,
+)
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Limits, Outcome, Step, Steps, Trigger
 from backendops.engine.ledger import Ledger
@@ -106,6 +112,7 @@ def test_a_stop_that_is_there_already_lets_nothing_begin(bench: Bench) -> None:
         (BackendUnreachable("no answer from me:hunter22", "start it"), Outcome.UNREACHABLE, "me:***", "start it"),
         (BackendRefused("no privilege", "GRANT it"), Outcome.REFUSED, "no privilege", "GRANT it"),
         (BackendBusy("locked for 30 s", "later"), Outcome.FAILED, "locked for 30 s", "later"),
+        (BackendLocked("another run has the archive", "later"), Outcome.LOCKED, "another run has", "later"),
         (BackendError("odd", "look"), Outcome.FAILED, "odd", "look"),
         (ZeroDivisionError("a fault"), Outcome.FAILED, "unexpected ZeroDivisionError: a fault", "-v"),
     ],
@@ -148,6 +155,16 @@ def test_locked(bench: Bench) -> None:
     report = bench.run(pair)
     assert report.outcome is Outcome.LOCKED
     assert bench.ledger.history() == [report]
+
+
+def test_a_run_that_begins_and_finds_another_lock_taken_ends_in_the_ledger(bench: Bench) -> None:
+    def fail(number: int) -> None:
+        raise BackendLocked(f"another run has what step {number} needs")
+
+    report = bench.runner.run(toy_pair(ToyJob(before=fail)), Trigger.SCHEDULE, record_locked=False)
+    assert report.outcome is Outcome.LOCKED
+    assert bench.ledger.history() == [report]
+    assert bench.ledger.running() == []
 
 
 def test_a_reading_job_takes_no_lock_and_no_rest(bench: Bench) -> None:
