@@ -108,10 +108,11 @@ class Tables(Destination):
 
     def __init__(self, url: str) -> None:
         self.tables = TableStore(PostgresBackend, url)
+        self.plan = ArchivePlan()
 
     @property
     def store(self) -> ArchiveStore:
-        store: ArchiveStore = self.tables.backend().archive_store(ArchivePlan())
+        store: ArchiveStore = self.tables.backend().archive_store(self.plan)
         return store
 
     @property

@@ -119,7 +119,11 @@ def find_archive(connection: Connection, live: LiveTable, plan: ArchivePlan) -> 
 
     Raises BackendRefused where a table of its name is not an archive of ours.
     """
-    schema, name = archive_name(live, plan)
+    return find_named(connection, *archive_name(live, plan))
+
+
+def find_named(connection: Connection, schema: str, name: str) -> ArchiveTable | None:
+    """The archive of this name, likewise."""
     row = connection.execute(
         load("postgres", "archive_table", "find_archive"), {"schema": schema, "name": name}
     ).one_or_none()
@@ -236,7 +240,7 @@ def create_partition(
 
     def make(connection: Connection) -> ArchiveTable:
         connection.execute(load("postgres", "archive_table", "lock_partitions", {"archive": archive.slot}))
-        current = _refreshed(connection, archive)
+        current = refreshed(connection, archive)
         pending = [one for one in current.others if not one.is_default]
         period = free_period(moment, every, zone, (*current.partitions, *pending))
         if period is None:
@@ -247,7 +251,7 @@ def create_partition(
         connection.execute(
             load("postgres", "archive_table", "attach_partition", slots), {"start": period[0], "end": period[1]}
         )
-        return _refreshed(connection, current)
+        return refreshed(connection, current)
 
     try:
         return with_ddl(session, make)
@@ -258,7 +262,8 @@ def create_partition(
         raise
 
 
-def _refreshed(connection: Connection, archive: ArchiveTable) -> ArchiveTable:
+def refreshed(connection: Connection, archive: ArchiveTable) -> ArchiveTable:
+    """The archive with the partitions that it has now."""
     partitions, others = list_partitions(connection, archive.oid)
     return replace(archive, partitions=partitions, others=others)
 

@@ -62,6 +62,8 @@ class HandOverOnPostgres(PostgresSession, CanHandOver):
         shape, positions = batch.shape, range(len(batch.rows))
         ids = [shape.value(row, "id") for row in batch.rows]
         with self.transaction() as connection:
+            # Settled in the archive next: rows that came back after a crash of this server would be in both.
+            connection.execute(load("postgres", "session", "be_durable"))
             connection.execute(load("postgres", "session", "prefer_indexes"))
             versions = [row.mark for row in batch.rows]
             if not all(versions):

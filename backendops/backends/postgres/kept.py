@@ -11,8 +11,9 @@ from sqlalchemy import Connection
 
 from backendops.backends.postgres.archive_table import ArchiveTable
 from backendops.backends.postgres.drift import OURS
-from backendops.backends.postgres.records import array_type, kind_of, read_list, row_from
-from backendops.backends.postgres.tables import quoted
+from backendops.backends.postgres.records import array_type, kind_of, read_list, row_from, type_of
+from backendops.backends.postgres.tables import Column as TableColumn
+from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.archive import KEYS, Batch, Column, Holds, Row, Shape, fingerprint
 
@@ -30,6 +31,28 @@ class Kept:
         """What its rows look like, to others."""
         columns = (Column(c.name, kind_of(c.type), c.type) for c in self.table.columns if c.name not in OURS)
         return Shape(self.holds, self.live, tuple(columns))
+
+
+def as_live(source: str, shape: Shape) -> LiveTable:
+    """The live table of another backend, as one that the archive is made after."""
+    columns = tuple(TableColumn(column.name, type_of(column), False, False, None) for column in shape.columns)
+    return LiveTable(
+        holds=shape.holds,
+        label=shape.table,
+        oid=0,
+        schema=source,
+        name=shape.table,
+        columns=columns,
+        date_indexed=False,
+        partitioned=False,
+        estimated_rows=0,
+        can_read=False,
+        can_lock=False,
+        can_delete=False,
+        can_insert=False,
+        is_owner=False,
+        role="",
+    )
 
 
 def slots_of(kept: Kept) -> dict[str, str]:

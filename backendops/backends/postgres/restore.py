@@ -17,6 +17,7 @@ from backendops.backends.postgres.drift import OURS
 from backendops.backends.postgres.errors import CHECK_VIOLATION, UNIQUE_VIOLATION, code_of
 from backendops.backends.postgres.handover import live_table
 from backendops.backends.postgres.records import array_type, read_list, row_from, shape_of
+from backendops.backends.postgres.selected import find_quarantined, meant_by, meant_values
 from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.archive import (
@@ -25,6 +26,7 @@ from backendops.contracts.archive import (
     CanTakeBack,
     Checked,
     PutBack,
+    Quarantined,
     Restoring,
     Selection,
     fingerprint,
@@ -56,6 +58,13 @@ class RestoreOnPostgres(PostgresSession, CanRestore, CanTakeBack):
         for live, archive in _archives(self, plan):
             live.require_insert()
             yield from _Restore(self, live, archive, selection, pace).batches()
+
+    def find_quarantined(self, selection: Selection, plan: ArchivePlan) -> tuple[Quarantined, ...]:
+        return tuple(
+            one
+            for live, archive in _archives(self, plan)
+            for one in find_quarantined(self, archive, live.key_column, selection)
+        )
 
     def check_archive(self, plan: ArchivePlan) -> Iterator[Checked]:
         for live, archive in _archives(self, plan):
@@ -119,6 +128,8 @@ class RestoreOnPostgres(PostgresSession, CanRestore, CanTakeBack):
             "values": literal(", ".join(selected)),
         }
         with self.transaction() as connection:
+            # What is here now is taken out of the archive next, which is another server's.
+            connection.execute(load("postgres", "session", "be_durable"))
             connection.execute(load("postgres", "session", "prefer_indexes"))
             values |= _sequence(connection, live, fresh=fresh)
             return set(connection.execute(load("postgres", "restore", "insert_back", slots), values).scalars())
@@ -137,23 +148,6 @@ def _drifted(live: LiveTable, column: str) -> BackendRefused:
         f"archived results have a value for {column}, which {live.sql_name} does not have: it would be lost",
         f"ALTER TABLE {live.sql_name} ADD COLUMN {quoted(column)} …; or select other results",
     )
-
-
-def meant_by(selection: Selection, key: str) -> str:
-    """The condition on an archive that a selection is, for a slot."""
-    conditions = []
-    if selection.ids:
-        conditions.append(f"{key} = ANY (CAST(:ids AS text[]))")
-    if selection.since is not None:
-        conditions.append("done_at >= :since")
-    if selection.until is not None:
-        conditions.append("done_at < :until")
-    return f"({' AND '.join([f'{key} IS NOT NULL', *conditions])})"
-
-
-def meant_values(selection: Selection) -> dict[str, Any]:
-    """The values of that condition."""
-    return {"ids": list(selection.ids), "since": selection.since, "until": selection.until}
 
 
 def _sequence(connection: Connection, live: LiveTable, *, fresh: bool = False) -> dict[str, Any]:

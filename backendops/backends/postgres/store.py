@@ -12,10 +12,17 @@ from typing import Any, Final, Self
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.archive_check import check_archive
-from backendops.backends.postgres.archive_table import ensure_archive, ensure_partitions, find_archive, with_ddl
+from backendops.backends.postgres.archive_table import (
+    ensure_archive,
+    ensure_partitions,
+    find_archive,
+    find_named,
+    with_ddl,
+)
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.kept import (
     Kept,
+    as_live,
     ends_of,
     fingerprints,
     insert_rows,
@@ -26,30 +33,30 @@ from backendops.backends.postgres.kept import (
     unmarked,
 )
 from backendops.backends.postgres.lock import take_archive_lock
-from backendops.backends.postgres.periods import fit, period_start
-from backendops.backends.postgres.records import row_from, type_of
-from backendops.backends.postgres.restore import meant_by, meant_values
-from backendops.backends.postgres.tables import Column as TableColumn
-from backendops.backends.postgres.tables import LiveTable, quoted
-from backendops.backends.sql_files import literal, load
+from backendops.backends.postgres.periods import period_start
+from backendops.backends.postgres.records import row_from
+from backendops.backends.postgres.register import ANOTHER, Entry, Register
+from backendops.backends.postgres.selected import find_quarantined, meant_by, meant_values
+from backendops.backends.sql_files import load
 from backendops.contracts.archive import (
     ArchiveStore,
     Batch,
     CanKeepArchive,
     Checked,
     Copy,
+    Quarantined,
     Selection,
     Shape,
     fingerprint,
 )
+from backendops.contracts.backend import Lock
 from backendops.contracts.capabilities import ArchivePlan
-from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
+from backendops.contracts.errors import BackendError, BackendLocked, BackendRefused, BackendUnreachable
 from backendops.contracts.run import Limits, NoWatermarks, Pace
 
 # A batch is four transactions: enough rows that they do not count, few enough that each is over in a moment.
 WRITE_ROWS: Final = 2000
-REGISTER: Final = "backendops_archives"
-JOURNAL: Final = "backendops_moves"
+LATER: Final = "try again when it has ended"
 
 
 class StoreOnPostgres(PostgresSession, CanKeepArchive):
@@ -76,7 +83,11 @@ class TableStore(ArchiveStore):
         self._session = keeper
         self._source = ""
         self._schema = ""
+        self._lock: Lock | None = None
         self._kept: dict[str, Kept] = {}
+        """Every archive of our source here, by name: another job of it may have left something on its way."""
+        self._ours: set[str] = set()
+        """The names of those that this job keeps."""
 
     @property
     def label(self) -> str:
@@ -99,39 +110,41 @@ class TableStore(ArchiveStore):
                 opened._schema = (
                     self._plan.schema or connection.execute(load("postgres", "session", "current_schema")).scalar_one()
                 )
+                # A name that is another source's is refused first, whoever holds the lock.
                 opened._find_kept(connection)
             if limits.read_only:
                 yield opened
                 return
-            with take_archive_lock(session, opened._schema, self._plan.name) as lock:
-                if lock is None:
-                    raise BackendBusy(
-                        f"another run is using the archive in {self.label}", "try again when it has ended"
-                    )
+            with take_archive_lock(session, opened._schema, self._plan.name) as opened._lock:
+                if opened._lock is None:
+                    raise BackendLocked(f"another run is using the archive in {self.label}", LATER)
+                with session.transaction(read_only=True) as connection:
+                    # Which partitions there are is certain from here on: the partition job takes this lock, too.
+                    opened._find_kept(connection)
                 yield opened
 
     def prepare(self, shape: Shape) -> str:
-        with_ddl(self._session, self._make_register)
-        live = self._as_live(shape)
-        table, made = ensure_archive(self._session, live, self._its_plan)
+        with_ddl(self._session, self._register.make)
+        live, plan = as_live(self._source, shape), ArchivePlan(self._plan.name, self._schema, self._plan.every)
+        with self._session.transaction(read_only=True) as connection:
+            found = find_archive(connection, live, plan)
+            if found is not None and found.name not in self._kept:
+                self._register.refuse_filled(connection, Entry(self._source, shape.holds, shape.table, found.name))
+        table, made = ensure_archive(self._session, live, plan)
         table.require_insert()
         with self._session.transaction() as connection:
-            connection.execute(
-                load("postgres", "store", "register", self._slots()),
-                {"source": self._source, "holds": shape.holds, "live": shape.table, "archive": table.name},
-            )
+            self._register.add(connection, Entry(self._source, shape.holds, shape.table, table.name))
             self._find_kept(connection)
         return f"{made} in {self._keeper.display_url}" if made else ""
 
     def unfinished(self) -> Iterator[Copy]:
         with self._session.transaction(read_only=True) as connection:
-            if not self._has_register(connection):
-                return
-            moves = connection.execute(
-                load("postgres", "store", "list_moves", self._slots()), {"source": self._source}
-            ).all()
+            moves = self._register.moves(connection, self._source)
         for move in moves:
-            kept = self._kept[move.archive]
+            kept = self._kept.get(move.archive)
+            if kept is None:
+                # Somebody dropped the archive, and the copy with it: what is live is the only one.
+                continue
             with self._session.transaction() as connection:
                 there = read_rows(connection, kept, list(move.keys), (move.first_done_at, move.last_done_at))
             meant = Counter(move.fingerprints)
@@ -144,12 +157,15 @@ class TableStore(ArchiveStore):
             yield Copy(Batch(kept.shape, tuple(rows)), Place(move.archive, move.batch), move.restoring)
 
     def write(self, batch: Batch, *, unless_there: bool = False) -> Sequence[Copy]:
+        self._require_lock()
         kept = self._kept_of(batch.shape)
         every, zone = self._plan.every, self._session.zone
         periods = sorted({period_start(row.done_at, every, zone) for row in batch.rows})
         table = ensure_partitions(self._session, kept.table, periods, every, zone)
         kept = self._kept[table.name] = Kept(kept.holds, kept.live, table)
         with self._session.transaction() as connection:
+            # Removed from the source next, which is another server's.
+            connection.execute(load("postgres", "session", "be_durable"))
             if unless_there:
                 there = Counter(fingerprints(connection, kept, batch))
                 batch = batch.only(
@@ -159,18 +175,16 @@ class TableStore(ArchiveStore):
                 return []
             insert_rows(connection, kept, batch)
             place = self._begin(connection, kept, batch, restoring=False)
-        with self._session.transaction() as connection:
             there = Counter(fingerprints(connection, kept, batch))
-        lacking = Counter(fingerprint(batch.shape, row) for row in batch.rows) - there
-        copy = Copy(batch, place)
-        if lacking:
-            self.settle(copy, ())
-            raise BackendError(
-                f"{lacking.total():,} of {len(batch.rows):,} rows were not read back from {kept.table.sql_name} as "
-                "they were written",
-                "is there a trigger or rule on the archive? No result was removed because of it",
-            )
-        return [copy]
+            lacking = Counter(fingerprint(batch.shape, row) for row in batch.rows) - there
+            if lacking:
+                # Raised before the commit: what a trigger made of the rows is gone with them.
+                raise BackendError(
+                    f"{lacking.total():,} of {len(batch.rows):,} rows were not read back from {kept.table.sql_name} as "
+                    "they were written",
+                    "is there a trigger or rule on the archive? No result was removed because of it",
+                )
+        return [Copy(batch, place)]
 
     def settle(self, copy: Copy, kept: Collection[int]) -> None:
         archive = self._kept[copy.place.archive]
@@ -179,10 +193,10 @@ class TableStore(ArchiveStore):
             connection.execute(load("postgres", "session", "prefer_indexes"))
             if gone.rows:
                 take_out(connection, archive, gone)
-            connection.execute(load("postgres", "store", "end_move", self._slots()), {"batch": copy.place.batch})
+            connection.execute(load("postgres", "store", "end_move", self._register.slots), {"batch": copy.place.batch})
 
     def find(self, selection: Selection, pace: Pace) -> Iterator[Copy]:
-        for kept in tuple(self._kept.values()):
+        for kept in self._ours_kept():
             shape = kept.shape
             slots = slots_of(kept) | {"meant": meant_by(selection, shape.key)}
             below: tuple[Any, Any] = ("infinity", "")
@@ -202,83 +216,61 @@ class TableStore(ArchiveStore):
                 below = (rows[-1].done_at, shape.value(rows[-1], shape.key))
                 yield Copy(Batch(shape, rows), Place(kept.table.name))
 
+    def find_quarantined(self, selection: Selection) -> tuple[Quarantined, ...]:
+        return tuple(
+            one
+            for kept in self._ours_kept()
+            for one in find_quarantined(self._session, kept.table, kept.shape.key, selection)
+        )
+
     def begin_restore(self, copy: Copy, positions: Collection[int]) -> Copy:
+        self._require_lock()
         batch = copy.batch.only(positions)
         with self._session.transaction() as connection:
+            # Forgotten in a crash, nobody would know that they are in both.
+            connection.execute(load("postgres", "session", "be_durable"))
             place = self._begin(connection, self._kept[copy.place.archive], batch, restoring=True)
         return Copy(batch, place, restoring=True)
 
     def check(self) -> Iterator[Checked]:
-        for kept in self._kept.values():
+        for kept in self._ours_kept():
             yield from check_archive(self._session, kept.table, None)
 
     @property
-    def _its_plan(self) -> ArchivePlan:
-        return ArchivePlan(self._plan.name, self._schema, self._plan.every)
+    def _register(self) -> Register:
+        return Register(self._schema)
 
-    def _slots(self) -> dict[str, str]:
-        return {slot: literal(name) for slot, name in self._names().items()}
-
-    def _names(self) -> dict[str, str]:
-        tables = {"register": REGISTER, "journal": JOURNAL}
-        return {slot: f"{quoted(self._schema)}.{quoted(table)}" for slot, table in tables.items()}
-
-    def _has_register(self, connection: Connection) -> bool:
-        return bool(connection.execute(load("postgres", "store", "find_register"), self._names()).scalar_one())
-
-    def _make_register(self, connection: Connection) -> None:
-        if not self._has_register(connection):
-            for statement in ("make_register", "make_journal"):
-                connection.execute(load("postgres", "store", statement, self._slots()))
+    def _require_lock(self) -> None:
+        """Raise BackendUnreachable where the connection that keeps other runs out of the archive is gone."""
+        if self._lock is None or not self._lock.still_held():
+            raise BackendUnreachable(
+                f"the lock of the archive in {self.label} was lost", "the next run goes on where this ended"
+            )
 
     def _find_kept(self, connection: Connection) -> None:
         """The archives of our source here; raises BackendRefused where one of our names is another source's."""
-        if not self._has_register(connection):
-            return
-        for row in connection.execute(load("postgres", "store", "list_archives", self._slots())).all():
-            ours = fit(self._plan.name.replace("{table}", row.live)) == row.archive
-            if ours and row.source != self._source:
+        for entry in self._register.entries(connection):
+            ours = entry.is_named_by(self._plan)
+            if entry.source != self._source and ours:
                 raise BackendRefused(
-                    f"{row.archive} is the archive of the backend {row.source!r}, not of {self._source!r}",
-                    "name another archive under `table:` of the job, such as '{backend}_{table}_archive'; or, where "
-                    "the backend was renamed in the policy, give it its old name",
+                    f"{entry.archive} is the archive of the backend {entry.source!r}, not of {self._source!r}",
+                    f"{ANOTHER}; or, where the backend was renamed in the policy, give it its old name",
                 )
-            if not ours:
-                continue
-            live = self._as_live(Shape(row.holds, row.live, ()))
-            table = find_archive(connection, live, self._its_plan)
-            if table is not None:
-                self._kept[row.archive] = Kept(row.holds, row.live, table)
+            if entry.source == self._source and (table := find_named(connection, self._schema, entry.archive)):
+                self._kept[entry.archive] = Kept(entry.holds, entry.live, table)
+                self._ours |= {entry.archive} if ours else set()
 
-    def _as_live(self, shape: Shape) -> LiveTable:
-        """The live table of another backend, as one that the archive is made after."""
-        columns = tuple(TableColumn(column.name, type_of(column), False, False, None) for column in shape.columns)
-        return LiveTable(
-            holds=shape.holds,
-            label=shape.table,
-            oid=0,
-            schema=self._source,
-            name=shape.table,
-            columns=columns,
-            date_indexed=False,
-            partitioned=False,
-            estimated_rows=0,
-            can_read=False,
-            can_lock=False,
-            can_delete=False,
-            can_insert=False,
-            is_owner=False,
-            role="",
-        )
+    def _ours_kept(self) -> tuple[Kept, ...]:
+        return tuple(kept for name, kept in self._kept.items() if name in self._ours)
 
     def _kept_of(self, shape: Shape) -> Kept:
-        return next(kept for kept in self._kept.values() if (kept.holds, kept.live) == (shape.holds, shape.table))
+        return next(kept for kept in self._ours_kept() if (kept.holds, kept.live) == (shape.holds, shape.table))
 
     def _begin(self, connection: Connection, kept: Kept, batch: Batch, *, restoring: bool) -> Place:
         place = Place(kept.table.name, uuid.uuid4().hex)
         keys, (first, last) = keys_of(batch), ends_of(batch)
         connection.execute(
-            load("postgres", "store", "begin_move", self._slots()),
+            load("postgres", "store", "begin_move", self._register.slots),
             {
                 "batch": place.batch,
                 "source": self._source,

@@ -17,6 +17,10 @@ LIMIT :size;
 -- For a look beforehand.
 SELECT count(*) AS rows, min(done_at) AS oldest FROM /* archive */ celery_taskmeta_archive WHERE /* meant */ (done_at >= :since);
 
+-- name: list_meant
+-- Which ids these are, where ids were asked for: never more than that.
+SELECT DISTINCT /* key */ task_id FROM /* archive */ celery_taskmeta_archive WHERE /* meant */ (done_at >= :since);
+
 -- name: put_back
 -- One statement, so no result is ever in both or in neither; an id that is live by now fails it as a whole. An id below
 -- the sequence's is Celery's own of old and kept where it is free; one above it Celery would hand out again.

@@ -23,6 +23,15 @@ SELECT
     set_config('jit', 'off', true),
     set_config('work_mem', '64MB', true);
 
+-- name: be_durable
+-- For a commit that another store relies on: a server set to synchronous_commit = off may forget its last ones in a
+-- crash, and the other store would not. What waits for standbys goes on waiting.
+SELECT set_config(
+    'synchronous_commit',
+    CASE current_setting('synchronous_commit') WHEN 'off' THEN 'local' ELSE current_setting('synchronous_commit') END,
+    true
+);
+
 -- name: current_schema
 -- Where Celery would make its tables.
 SELECT current_schema();

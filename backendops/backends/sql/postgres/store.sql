@@ -60,6 +60,10 @@ FROM /* journal */ backendops_moves
 WHERE source = :source
 ORDER BY begun_at, batch;
 
+-- name: list_times
+-- A partition that one of these touches is not retired before the batch is settled.
+SELECT first_done_at, last_done_at FROM /* journal */ backendops_moves WHERE archive = :archive;
+
 -- name: read_rows
 -- What the archive has of these ids, within the time that the batch covers: few partitions, by the index on the id.
 SELECT /* columns */ id, task_id /* end */, done_at, tableoid::text || ' ' || ctid::text
