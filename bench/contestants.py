@@ -32,7 +32,7 @@ PLAIN_ARCHIVE = """
 CREATE TABLE celery_taskmeta_archive (
     LIKE celery_taskmeta, done_at timestamptz NOT NULL, archived_at timestamptz NOT NULL DEFAULT now());
 ALTER TABLE celery_taskmeta_archive ALTER COLUMN id DROP NOT NULL;
-CREATE INDEX ON celery_taskmeta_archive (task_id);
+CREATE INDEX ON celery_taskmeta_archive USING hash (task_id);
 CREATE INDEX ON celery_taskmeta_archive (done_at);
 """
 
