@@ -14,8 +14,10 @@ import redis
 from backendops.backends.redis import nodes
 from backendops.contracts.errors import BackendUnreachable
 from backendops.contracts.run import NoWatermarks
+from backendops.jobs.archive import Archive
 from backendops.jobs.expire import Expire
 from tests.celery_rows import celery_app
+from tests.conformance.destinations import SOURCE, Files
 from tests.conformance.redis_canary import broker_and_others
 from tests.conformance.redis_store import FixedPace, opened
 from tests.redis_fleets import MASTER, Guarded, guarded, until
@@ -89,6 +91,26 @@ def test_a_failover_in_the_middle_of_a_run_is_followed(own_fleet: Guarded, how: 
     assert own_fleet.master is not old
     assert {name: new.dump(name) for name in foreign} == foreign
     assert [key for key in results if new.ttl(key) == -1] == []
+
+
+def test_an_archive_through_a_failover_misses_nothing_and_has_nothing_twice(own_fleet: Guarded, tmp_path: Path) -> None:
+    archive, marks, old = Files(tmp_path, "jsonl.gz"), NoWatermarks(), own_fleet.master
+    names = {name.decode().removeprefix("celery-task-meta-") for name in own_fleet.client(old).keys("*")}
+    job = Archive.model_validate({"older_than": "1d"}).sent_to(archive.store, SOURCE)
+    with opened(own_fleet.url, watermarks=marks, master_name=MASTER) as backend:
+        steps = job.run(backend, datetime.now(UTC), FixedPace(500))
+        # What is due was counted, and two of six batches were read.
+        copied = sum(next(steps).rows for _ in range(3))
+        old.kill()
+        copied += sum(step.rows for step in steps)
+    assert own_fleet.master is not old
+    ids = [row["task_id"] for row in archive.rows()]
+    assert len(ids) == len(set(ids)) == copied
+    assert set(ids) == names, f"{len(names - set(ids))} results are in no archive, and the mark says they are"
+    new = own_fleet.client(own_fleet.master)
+    assert {row["task_id"]: bytes(row["meta"]) for row in archive.rows()} == {
+        name: new.get(f"celery-task-meta-{name}") for name in names
+    }
 
 
 def test_a_run_that_nobody_takes_over_ends_and_the_next_one_completes(
