@@ -124,6 +124,27 @@ def test_a_stopped_sweep_goes_on_where_it_was(fleet: Clustered, client: RedisClu
     assert rows == RESULTS
 
 
+def test_every_master_has_its_turn_when_each_run_is_stopped_after_one(fleet: Clustered, client: RedisCluster) -> None:
+    watermarks, rows = NoWatermarks(), []
+    for _ in range(3):
+        with opened(fleet.url, cluster=True, watermarks=watermarks) as backend:
+            steps = JOB.run(backend, datetime.now(UTC), FixedPace(10_000))
+            rows.append(next(steps).rows)
+            steps.close()
+    assert sum(rows) == RESULTS, rows
+
+
+def test_a_survey_that_runs_out_of_time_between_two_masters_is_not_complete(
+    fleet: Clustered, client: RedisCluster
+) -> None:
+    watermarks, found = NoWatermarks(), []
+    for _ in range(3):
+        with opened(fleet.url, cluster=True, watermarks=watermarks) as backend:
+            found.append(backend.survey_keys(timedelta(microseconds=1)))
+    assert [one.part < 1 for one in found] == [True, True, False], "one master in each"
+    assert found[-1].kinds["task"].keys == RESULTS
+
+
 def test_the_survey_counts_the_keys_of_all_masters(fleet: Clustered, client: RedisCluster) -> None:
     with opened(fleet.url, cluster=True) as backend:
         found = backend.survey_keys()

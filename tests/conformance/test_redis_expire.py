@@ -567,7 +567,7 @@ def test_a_stopped_run_goes_on_where_it_was(redis_url: str, fill_celery_keys: Ca
     assert sum(rows) + sum(step.rows for step in rest) == 2000
     assert sum(pace.batches) < 2000, "what was done before is not gone through again"
     assert [reading.value for reading in rest[-1].readings] == [0]
-    assert cast(str, watermarks.recall(sweeping.CURSOR)).endswith(":0")
+    assert watermarks.recall(sweeping.CURSOR) == "", "the next one begins anew"
 
 
 def test_a_cursor_of_another_server_is_forgotten(valkey_url: str, fill_celery_keys: Callable[..., None]) -> None:
@@ -603,6 +603,26 @@ def test_a_server_that_goes_away_in_the_middle_is_unreachable_and_the_next_run_g
     finally:
         server.stop()
     assert given + rest == 1000
+
+
+def test_a_server_that_was_restarted_unnoticed_is_swept_from_its_beginning(
+    tmp_path: Path, fill_celery_keys: Callable[..., None]
+) -> None:
+    """Between two calls: the driver connects anew by itself, and the cursor is another process's."""
+    server = embedded.start_valkey(tmp_path / "server", password="", settings=["appendonly yes"])
+    try:
+        fill_celery_keys(server.url(), 2000, 1.0)
+        with opened(server.url()) as backend:
+            steps = JOB.run(backend, datetime.now(UTC), FixedPace(500))
+            given = next(steps).rows
+            server.kill()
+            server.start()
+            given += sum(step.rows for step in steps)
+        with client_of(server.url()) as client:
+            assert [key for key in cast(list[bytes], client.keys("*")) if client.ttl(key) == -1] == []
+    finally:
+        server.stop()
+    assert given >= 2000
 
 
 def test_one_run_at_a_time_and_the_lock_never_stays(redis_url: str, client: redis.Redis) -> None:

@@ -26,7 +26,7 @@ from backendops.backends.redis.decide import (
     milliseconds,
 )
 from backendops.backends.redis.keys import CHORD_PARTS, ResultKeys
-from backendops.backends.redis.nodes import Node, Nodes, read_cursors, walk, write_cursors
+from backendops.backends.redis.nodes import Node, Nodes, finished, read_cursors, walk, write_cursors
 from backendops.contracts import metrics
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.retention import Retention
@@ -169,12 +169,13 @@ def _parts(gifts: list[Gift], at_once: int) -> Iterator[list[Gift]]:
 def run(sweep: Sweep, nodes: Nodes, replies: lists.Replies | None, pace: Pace, watermarks: Watermarks) -> Steps:
     """Sweep from where the last run stopped; every yielded step is done and its cursor remembered.
 
-    A cursor of another server would skip keys until the next sweep: it is forgotten.
+    A cursor of another server would skip keys until the next sweep: it is forgotten. A master whose turn was over is
+    left to the next sweep, so that in a cluster those behind it have theirs.
     """
     cursors = read_cursors(watermarks.recall(CURSOR))
     begun, examined, before = time.monotonic(), 0, 0
     sweep.most = min(pace.size, MOST_PER_CALL)
-    for page in walk(nodes, sweep.page, cursors):
+    for page in walk(nodes, sweep.page, cursors, finished(cursors)):
         examined += page.examined
         if examined >= pace.size or not any(cursors.values()):
             pace.measured(examined, time.monotonic() - begun)
@@ -182,7 +183,7 @@ def run(sweep: Sweep, nodes: Nodes, replies: lists.Replies | None, pace: Pace, w
             yield _given(sweep.tally.rows - before)
             begun, examined, before = time.monotonic(), 0, sweep.tally.rows
         sweep.most = min(pace.size - examined, MOST_PER_CALL)
-    watermarks.remember(CURSOR, write_cursors(cursors))
+    watermarks.remember(CURSOR, "")
     if replies is not None:
         yield from lists.run(replies, nodes)
     yield _given(sweep.tally.rows - before)

@@ -169,9 +169,10 @@ def walk(
     """Go once through every master's keyspace and yield what `page` finds, from where `cursors` say.
 
     `cursors` is kept current; a master that takes another's place is gone through from its beginning, as its order of
-    keys is another. The servers in `done` are left out.
+    keys is another. The servers in `done` are left out, as long as there is another one.
     """
     done = set() if done is None else set(done)
+    first = True
     while True:
         try:
             # One that was begun comes first: else those behind it would never have their turn.
@@ -181,6 +182,9 @@ def walk(
                 raise
             nodes.follow(error)
             continue
+        if first and done.issuperset(node.identity for node in begun):
+            done.clear()
+        first = False
         left = [node for node in begun if node.identity not in done]
         for gone in set(cursors) - {node.identity for node in begun}:
             del cursors[gone]
@@ -201,6 +205,11 @@ def walk(
             if cursor == 0:
                 done.add(node.identity)
             yield found
+
+
+def finished(cursors: dict[str, int]) -> set[str]:
+    """The servers that were gone through to their end: SCAN ends with a cursor of 0."""
+    return {identity for identity, cursor in cursors.items() if cursor == 0}
 
 
 def read_cursors(text: str | None) -> dict[str, int]:

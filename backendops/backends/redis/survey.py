@@ -16,7 +16,7 @@ from backendops.backends.redis import payload, plain_survey, scripts
 from backendops.backends.redis.census import KINDS, OTHER, Census
 from backendops.backends.redis.courtesy import Courtesy
 from backendops.backends.redis.keys import ResultKeys, is_broker_key
-from backendops.backends.redis.nodes import Node, Nodes, walk
+from backendops.backends.redis.nodes import Node, Nodes, finished, walk
 from backendops.contracts.keyspace import BUCKETS, KEY_KINDS, Keyspace, KindOfKeys, Share
 from backendops.contracts.run import Watermarks
 
@@ -120,14 +120,18 @@ class Survey:
         """Go through the keys until they end or the time does."""
         began = time.monotonic()
         met = sum(census.keys for census in self._censuses.values())
+        self.complete = True
         for seen in walk(nodes, self.page, self.cursors, self._finished):
             met += seen
             if progress is not None:
                 progress(min(1.0, met / self._total) if self._total else 1.0)
             if time_limit is not None and time.monotonic() - began >= time_limit.total_seconds():
+                # Between two masters no cursor says that there is more.
+                ended = finished(self.cursors)
+                self.complete = len(ended) == len(self.cursors) and ended.issuperset(
+                    node.identity for node in nodes.masters()
+                )
                 break
-        # A walk leaves a cursor of 0 behind for each server that it has finished.
-        self.complete = not any(self.cursors.values())
         self.seconds += time.monotonic() - began
 
     def keyspace(self, top: int, queues: Callable[[list[str]], int]) -> Keyspace:
@@ -189,7 +193,7 @@ class Survey:
             cursors = {str(name): int(cursor) for name, cursor in document["cursors"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             return  # of another version
-        self._finished = {identity for identity, cursor in cursors.items() if cursor == 0}
+        self._finished = finished(cursors)
         self._censuses, self.cursors, self.seconds = censuses, cursors, float(document["seconds"])
 
 
