@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event, func, insert, make_url, select
-from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DisconnectionError,
+    IntegrityError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+)
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from backendops.contracts.errors import BackendopsError
@@ -21,6 +31,8 @@ FILE_NAME: Final = "ledger.sqlite3"
 _BUSY_TIMEOUT_MS: Final = 10_000
 # Two processes that open a new ledger at the same moment both create its tables: the loser looks again.
 _ATTEMPTS: Final = 5
+# A race is over by then; what is still locked has waited out the timeout above, and would do so each time.
+_RACE_SECONDS: Final = 5.0
 
 # SQLAlchemy 2.1 would pick drivers that are not installed.
 _DRIVERS: Final = {
@@ -28,6 +40,11 @@ _DRIVERS: Final = {
     "postgres": "postgresql+psycopg2",
     "mysql": "mysql+pymysql",
     "mariadb": "mariadb+pymysql",
+}
+
+# A server that is gone without a word: without these a call would wait for it for a quarter of an hour.
+_BOUNDS: Final[dict[str, dict[str, Any]]] = {
+    "postgresql+psycopg2": {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10}
 }
 
 
@@ -38,14 +55,15 @@ def open_directory(directory: Path, create: bool) -> Engine:
         return open_memory()
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives its -wal and -shm files the mode of the database, so it is enough to be first.
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+        _make_private(file)
     except OSError as error:
         raise BackendopsError(
             f"cannot write the ledger {file}: {error.strerror}; "
             "run as the user that owns it, or name a directory of your own as `state:` in the policy"
         ) from None
-    return prepared(_sqlite(URL.create("sqlite", database=str(file))), str(file))
+    engine = prepared(_sqlite(URL.create("sqlite", database=str(file))), str(file))
+    _made_again_where_it_is_removed(engine, file)
+    return engine
 
 
 def open_memory() -> Engine:
@@ -64,7 +82,8 @@ def open_url(state: str, create: bool = True) -> Engine:
         if url.get_backend_name() == "sqlite":
             return prepared(_sqlite(url), str(url), create)
         # A shared ledger's server restarts now and then; pre-ping notices before a run does.
-        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True)
+        bounds = {key: value for key, value in _BOUNDS.get(url.drivername, {}).items() if key not in url.query}
+        engine = create_engine(url, pool_pre_ping=True, hide_parameters=True, connect_args=bounds)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise BackendopsError(
             f"`state:` of the policy is no database that can be opened: {error}; "
@@ -75,6 +94,7 @@ def open_url(state: str, create: bool = True) -> Engine:
 
 def prepared(engine: Engine, where: str, create: bool = True) -> Engine:
     """The engine, once every table is there in the version that this backendops knows."""
+    began = time.monotonic()
     for attempt in range(_ATTEMPTS):
         try:
             with engine.begin() as connection:
@@ -88,7 +108,8 @@ def prepared(engine: Engine, where: str, create: bool = True) -> Engine:
             engine.dispose()
             raise
         except SQLAlchemyError as error:
-            if attempt + 1 < _ATTEMPTS and isinstance(error, (IntegrityError, DatabaseError)) and _is_race(error):
+            in_time = attempt + 1 < _ATTEMPTS and time.monotonic() - began < _RACE_SECONDS
+            if in_time and isinstance(error, (IntegrityError, DatabaseError)) and _is_race(error):
                 time.sleep(0.05 * (attempt + 1))
                 continue
             engine.dispose()
@@ -127,9 +148,17 @@ def _is_race(error: SQLAlchemyError) -> bool:
 
 
 def _sentence(error: SQLAlchemyError, where: str) -> str:
-    if isinstance(getattr(error, "orig", None), sqlite3.DatabaseError) and "not a database" in str(error):
-        return f"{where} is damaged or no ledger; it holds history, not results: move it away and start again"
-    return f"cannot use the ledger {where}: {first_line(error)}; check `state:` in the policy and that it is writable"
+    said = first_line(error)
+    if isinstance(getattr(error, "orig", None), sqlite3.DatabaseError):
+        if "not a database" in said or "malformed" in said:
+            return f"{where} is damaged or no ledger; it holds history, not results: move it away and start again"
+        if "is locked" in said:
+            return (
+                f"cannot use the ledger {where}: another process has locked it: end that one (`fuser {where}` names it)"
+            )
+        if "is full" in said:
+            return f"cannot use the ledger {where}: its disk is full: make room, or name another `state:` in the policy"
+    return f"cannot use the ledger {where}: {said}; check `state:` in the policy and that it is writable"
 
 
 def _sqlite(url: URL, **options: Any) -> Engine:
@@ -151,3 +180,52 @@ def _sqlite(url: URL, **options: Any) -> Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _make_private(file: Path) -> None:
+    """Be first: SQLite gives its -wal and -shm files the mode of the database. Raises OSError.
+
+    Where there is a file it is not even opened: closing it would end the locks of this process's other connections
+    to it (fcntl(2)), and another process would then take the ledger for unused and remove its -wal.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    if not os.access(file, os.R_OK | os.W_OK):
+        why = errno.EROFS if os.statvfs(file).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(why, os.strerror(why))
+
+
+def _made_again_where_it_is_removed(engine: Engine, file: Path) -> None:
+    """Who removes a damaged ledger need not start the daemon again: it goes on with a new one in its place."""
+
+    def inode() -> int | None:
+        try:
+            return file.stat().st_ino
+        except OSError:
+            return None
+
+    @event.listens_for(engine, "checkout")
+    def is_there(_connection: sqlite3.Connection, record: ConnectionPoolEntry, _proxy: object) -> None:
+        here = inode()
+        if record.info.setdefault("inode", here) != here or here is None:
+            raise DisconnectionError("the ledger's file was removed or replaced")
+
+    @event.listens_for(engine, "do_connect")
+    def is_private(*_: object) -> None:
+        with suppress(OSError):  # SQLite says it better
+            _make_private(file)
+
+    @event.listens_for(engine, "connect")
+    def is_whole(connection: sqlite3.Connection, record: ConnectionPoolEntry) -> None:
+        record.info["inode"] = inode()
+        there = "SELECT 1 FROM sqlite_master WHERE name = ?"
+        if connection.execute(there, (version.name,)).fetchone():
+            return
+        # All of it at once: another thread, or process, is just finding out the same.
+        connection.execute("BEGIN IMMEDIATE")
+        for table in metadata.sorted_tables:
+            connection.execute(str(CreateTable(table, if_not_exists=True).compile(engine)))
+            for index in table.indexes:
+                connection.execute(str(CreateIndex(index, if_not_exists=True).compile(engine)))
+        connection.execute(f"INSERT OR IGNORE INTO {version.name} VALUES ({VERSION})")  # noqa: S608 - a constant of ours
+        connection.commit()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -20,7 +22,7 @@ from backendops.contracts import metrics
 from backendops.contracts.errors import BackendopsError
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Outcome, Trigger
-from backendops.engine import ledger_tables
+from backendops.engine import ledger_file, ledger_tables
 from backendops.engine.ledger import KEEP_RUNS, LAST_RUNS, Ledger
 from backendops.engine.ledger_rows import ORPHANED
 from backendops.engine.report import RunReport
@@ -294,6 +296,65 @@ def test_a_file_that_is_no_ledger(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite3").write_bytes(b"this is no database at all " * 100)
     with pytest.raises(BackendopsError, match=r"damaged or no ledger.*move it away"):
         Ledger.open(str(tmp_path))
+
+
+def test_a_damaged_ledger(tmp_path: Path) -> None:
+    ledger = Ledger.open(str(tmp_path))
+    run(ledger)
+    ledger.close()
+    file = tmp_path / "ledger.sqlite3"
+    file.write_bytes(file.read_bytes()[:4096] + b"\xaa" * (file.stat().st_size - 4096))
+    with pytest.raises(BackendopsError, match=r"damaged or no ledger.*move it away"):
+        Ledger.open(str(tmp_path))
+
+
+def test_a_locked_ledger_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_file, "_BUSY_TIMEOUT_MS", 400)
+    monkeypatch.setattr(ledger_file, "_RACE_SECONDS", 0.2)
+    Ledger.open(str(tmp_path)).close()
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        with pytest.raises(BackendopsError, match="another process has locked it"):
+            Ledger.open(str(tmp_path))
+        assert time.monotonic() - began < 1.2, "not once for each attempt at a race"
+
+
+def test_a_shared_ledger_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ledger_file._BOUNDS["postgresql+psycopg2"], "connect_timeout", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(BackendopsError, match="timeout expired"):
+            Ledger.open(f"postgresql://me:hunter22@127.0.0.1:{silent.getsockname()[1]}/x")
+        assert time.monotonic() - began < 5
+
+
+def test_opening_it_again_leaves_its_locks(ledger: Ledger, tmp_path: Path) -> None:
+    """Closing any descriptor of a file ends the locks of the whole process on it: fcntl(2)."""
+    run(ledger)
+    Ledger.open(str(tmp_path / "state")).close()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: run(ledger), range(4)))
+    look = (
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM backendops_runs'); c.close()"
+    )
+    file = tmp_path / "state" / "ledger.sqlite3"
+    subprocess.run([sys.executable, "-c", look, str(file)], check=True)
+    assert file.with_name("ledger.sqlite3-wal").exists(), "who looks and leaves is not the last one"
+
+
+def test_who_removes_the_ledger_gets_a_new_one(ledger: Ledger, tmp_path: Path) -> None:
+    """The way out of a damaged one, without a new start of the daemon."""
+    run(ledger)
+    for file in (tmp_path / "state").iterdir():
+        file.unlink()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: run(ledger), range(8)))
+    assert len(ledger.history()) == 8
+    other = Ledger.open(str(tmp_path / "state"))
+    assert other.history() == ledger.history()
+    other.close()
+    assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "state").iterdir()} == {0o600}
 
 
 def test_a_ledger_from_the_future(tmp_path: Path) -> None:
