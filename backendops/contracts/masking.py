@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, SecretStr
 
@@ -30,10 +30,11 @@ def mask(text: str, secrets: Iterable[str] = ()) -> str:
 
 @cache
 def _forms(secret: str) -> frozenset[str]:
-    """As it is, and as a KeyError or a line of JSON would show it."""
+    """As it is, and as a KeyError, a line of JSON or a URL would show it."""
     if len(secret) < _SHORTEST:
         return frozenset()
-    return frozenset({secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]})
+    written = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], quote(secret, safe="")}
+    return frozenset({secret, repr(secret)[1:-1], *written})
 
 
 def secrets_of(model: BaseModel) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -259,7 +259,10 @@ class _Running:
             hint=mask(ending.hint, secrets),
             what=mask("; ".join(whats), secrets),
             throttled=dict(self._tally.throttled),
-            findings=tuple(self._tally.findings),
+            findings=tuple(
+                replace(found, sentence=mask(found.sentence, secrets), fix=mask(found.fix, secrets))
+                for found in self._tally.findings
+            ),
         )
 
     def _tell(self, say: Callable[[RunListener], None]) -> None:

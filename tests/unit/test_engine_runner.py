@@ -242,6 +242,14 @@ def test_what_the_backend_notes_is_told_once(bench: Bench) -> None:
     assert (report.outcome, report.findings) == (Outcome.COMPLETED, (hidden, other))
 
 
+def test_a_finding_shows_no_password(bench: Bench) -> None:
+    """What a server says of a client may hold what the client sent."""
+    report = bench.run(
+        behaving(pressure=[Pressure(findings=(Finding(Severity.INFO, "a.code", "AUTH hunter22", "not hunter22"),))])
+    )
+    assert [(found.sentence, found.fix) for found in report.findings] == [("AUTH ***", "not ***")]
+
+
 def test_a_wrong_question_refuses_in_mid_run(bench: Bench) -> None:
     job = ToyJob(before=lambda number: bench.wait(2))
     report = bench.run(behaving(job, pressure=[None, BackendRefused("pause_when is wrong", "mend it")]))

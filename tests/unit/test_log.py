@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import structlog
@@ -99,6 +100,12 @@ def test_passwords_are_known_by_their_place(text: str, shown: str) -> None:
 
 def test_longer_secrets_go_first_and_tiny_ones_are_left_to_their_place() -> None:
     assert mask("abcdefgh abcd ab", {"abcd", "abcdefgh", "ab"}) == "*** *** ab"
+
+
+def test_a_secret_is_known_however_it_is_written() -> None:
+    secret = 'gr"ün @1'  # noqa: S105 - nobody's password
+    for written in (secret, repr(secret), json.dumps(secret), json.dumps(secret, ensure_ascii=False), quote(secret)):
+        assert "1" not in mask(f"it said {written}", {secret})
 
 
 def test_secrets_of_a_part_of_the_policy() -> None:
