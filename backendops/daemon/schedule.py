@@ -6,7 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
@@ -16,6 +16,7 @@ from apscheduler.events import EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED, JobExe
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.job import Job as Entry
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -26,6 +27,7 @@ from backendops.engine.ledger import Ledger
 from backendops.engine.report import RunListener
 from backendops.engine.stop import Stop
 from backendops.policy.model import Pair, Policy
+from backendops.policy.schedule import CronTrigger, EveryTrigger
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +42,8 @@ ORPHANS_EVERY: Final = timedelta(minutes=5)
 PURGE_EVERY: Final = timedelta(days=1)
 # Missed changing runs start this far apart, so that a host that comes up is not met by all of them.
 CATCH_UP_GAP: Final = timedelta(seconds=2)
+# Less than this is made good by the loop's own second.
+SET_BACK: Final = timedelta(seconds=2)
 
 
 class Scheduler:
@@ -53,6 +57,7 @@ class Scheduler:
         self._stop = stop
         self._beat = beat
         self._beaten_at = time.monotonic()
+        self._ahead = _ahead()
         self._turns = Turns(ledger, stop, self._later, listeners)
         self._chance = random.Random()  # noqa: S311 - jitter, not a secret
         self._entries: dict[Key, Entry] = {}
@@ -104,6 +109,8 @@ class Scheduler:
         delay = timedelta()
         for key in self._entries:
             if self._pairs[key].job.changes:
+                if self._loop.get_job(_again(self._pairs[key])) is not None:
+                    continue  # it waits for another run's lock: its slot is claimed, and would be nobody's
                 delay += CATCH_UP_GAP * self._chance.uniform(0.5, 1.0)
                 self._later(key, delay, partial(self._turns.catch_up, key))
             else:
@@ -124,9 +131,9 @@ class Scheduler:
         found = {}
         for key, entry in list(self._entries.items()):
             slot, held = getattr(entry, "next_run_time", None), self._turns.resumes_at(key)
-            schedule = self._pairs[key].schedule
-            if slot is not None and held is not None and held > slot and schedule is not None:
-                slot = schedule.next_after(held)
+            pair = self._pairs.get(key)  # none where a reload is just taking it away
+            if slot is not None and held is not None and held > slot and pair is not None and pair.schedule is not None:
+                slot = pair.schedule.next_after(held)
             if slot is not None:
                 found[key] = slot.astimezone(UTC)
         return found
@@ -134,6 +141,21 @@ class Scheduler:
     def alive(self) -> bool:
         """Has the loop turned lately?"""
         return time.monotonic() - self._beaten_at < ALIVE_WITHIN
+
+    def follow_clock(self) -> None:
+        """Where the clock was set back, begin with it: the loop would wait for the old time to come round again."""
+        ahead = _ahead()
+        back, self._ahead = self._ahead - ahead, ahead
+        if back < SET_BACK.total_seconds():
+            return
+        log.warning("clock.set_back", seconds=round(back), reason="slots go by the new time from now on")
+        now = datetime.now(UTC)
+        for entry in self._loop.get_jobs():
+            slots = isinstance(entry.trigger, (EveryTrigger, CronTrigger))
+            # What is no slot waits as long as it would have.
+            following = entry.trigger.next_after(now) if slots else entry.next_run_time - timedelta(seconds=back)
+            with suppress(JobLookupError):  # its moment came just now
+                entry.modify(next_run_time=following)
 
     def _turn(self) -> None:
         self._beaten_at = time.monotonic()
@@ -147,7 +169,7 @@ class Scheduler:
             call,
             "date",
             run_date=datetime.now(UTC) + delay,
-            id=f"{pair}, again",
+            id=_again(pair),
             replace_existing=True,
             executor=_executor(pair),
             misfire_grace_time=None,
@@ -167,6 +189,15 @@ class Scheduler:
     def _purge(self) -> None:
         with _history("purge old history"):
             self._ledger.purge(datetime.now(UTC))
+
+
+def _ahead() -> float:
+    """How far the clock is ahead of one that nobody sets; both are slewed alike."""
+    return time.time() - time.monotonic()
+
+
+def _again(pair: Pair) -> str:
+    return f"{pair}, again"
 
 
 def _executor(pair: Pair) -> str:

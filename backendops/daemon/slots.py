@@ -22,19 +22,8 @@ TRACELESS_AFTER: Final = timedelta(minutes=1)
 def last_slot(schedule: Schedule, now: datetime) -> datetime | None:
     """The latest moment of the schedule that is not after `now`; None where there was none within a year."""
     back = schedule.interval
-    while (slot := schedule.next_after(now - back)) > now:
-        if back > _LOOK_BACK:
-            return None
+    while (slot := schedule.trigger.last_at(now, now - back)) is None and back <= _LOOK_BACK:
         back *= 2
-    # A schedule of working hours has hundreds of slots in a day: halve the time between instead of counting them.
-    after = now
-    while (following := schedule.next_after(slot)) <= now:
-        middle = slot + (after - slot) / 2
-        nearer = schedule.next_after(middle)
-        if nearer <= now:
-            slot = nearer
-        else:
-            slot, after = following, middle
     return slot
 
 

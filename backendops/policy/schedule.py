@@ -46,7 +46,24 @@ class _Slots(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
         """What APScheduler asks: the slot after the previous one, or the first from `now` on."""
         if previous_fire_time is None:
             return self.next_after(now - _MICROSECOND)
-        return self.next_after(previous_fire_time)
+        # Of slots missed in a row only the last: a host that slept owes one run, not thousands, and the loop must not
+        # count them one by one either.
+        return self.last_at(now, previous_fire_time) or self.next_after(previous_fire_time)
+
+    def last_at(self, now: datetime, since: datetime) -> datetime | None:
+        """The last slot up to `now` and after `since`; None where there is none."""
+        if (slot := self.next_after(since)) > now:
+            return None
+        # A schedule of working hours has hundreds of slots in a day: halve the time between instead of counting them.
+        after = now
+        while (following := self.next_after(slot)) <= now:
+            middle = slot + (after - slot) / 2
+            nearer = self.next_after(middle)
+            if nearer <= now:
+                slot = nearer
+            else:
+                slot, after = following, middle
+        return slot
 
 
 class EveryTrigger(_Slots):
@@ -58,11 +75,9 @@ class EveryTrigger(_Slots):
     def next_after(self, moment: datetime) -> datetime:
         return _EPOCH + ((moment - _EPOCH) // self.interval + 1) * self.interval
 
-    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
-        """As above, but of slots missed in a row only the last: a host that slept owes one run, not thousands."""
-        following = super().get_next_fire_time(previous_fire_time, now)
+    def last_at(self, now: datetime, since: datetime) -> datetime | None:
         latest = _EPOCH + ((now - _EPOCH) // self.interval) * self.interval
-        return max(following, latest) if previous_fire_time is not None else following
+        return latest if latest > since else None
 
     def __str__(self) -> str:
         return f"every {Duration(self.interval)}"

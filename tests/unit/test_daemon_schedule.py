@@ -433,6 +433,40 @@ def test_a_reload_changes_what_fires_and_ends_no_run(loop: Loop) -> None:
         go_on.set()
 
 
+def test_a_reload_keeps_who_waits_for_a_lock(loop: Loop) -> None:
+    """Its slot is claimed: nobody else would run it, and a daily job would wait a day."""
+    fired = threading.Event()
+    pair = Pair("toy", Work(steps=1), "place", ToyBackend(), when("every 1h"))
+    loop.scheduler.start(policy_of(pair))
+    loop.scheduler._later(KEY, timedelta(seconds=0.5), fired.set)
+    for _ in range(2):
+        loop.scheduler.load(policy_of(pair))
+    assert fired.wait(10)
+
+
+def test_what_comes_next_may_be_asked_while_a_reload_takes_it_away(loop: Loop) -> None:
+    loop.scheduler.start(policy_of(Pair("toy", Work(steps=1), "place", ToyBackend(), when("every 1h"))))
+    loop.scheduler._pairs = {}
+    assert set(loop.scheduler.next_runs()) == {KEY}
+
+
+def test_a_clock_that_was_set_back_stops_nothing(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    probes = threading.Semaphore(0)
+    probe = Probe(steps=1, before=lambda _: probes.release())
+    loop.scheduler.start(policy_of(Pair("probe", probe, "place", ToyBackend(), when("every 1s"))))
+    assert probes.acquire(timeout=10)
+    # As it is just after a jump: everything waits for a time that was an hour ahead.
+    for entry in loop.scheduler._loop.get_jobs():
+        entry.modify(next_run_time=entry.next_run_time + HOUR)
+    while probes.acquire(timeout=0.2) or loop.beats.acquire(timeout=0.2):
+        pass
+    loop.scheduler._ahead += 3600
+    loop.scheduler.follow_clock()
+    assert probes.acquire(timeout=5)
+    assert loop.beats.acquire(timeout=5)
+    assert datetime.now(UTC) < loop.scheduler.next_runs()["probe", "place"] < datetime.now(UTC) + timedelta(seconds=3)
+
+
 def test_a_loop_that_hangs_stops_beating(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule_module, "HEARTBEAT", timedelta(seconds=0.2))
     monkeypatch.setattr(schedule_module, "ALIVE_WITHIN", 1.0)

@@ -213,6 +213,14 @@ def test_a_host_that_slept_owes_one_run():
     assert trigger.get_next_fire_time(late, awake) == late + timedelta(seconds=1)
 
 
+def test_a_cron_line_owes_one_run_too():
+    trigger = Schedule.parse("*/5 * * * *", BERLIN).trigger
+    awake = WEDNESDAY + timedelta(days=30)
+    late = trigger.get_next_fire_time(WEDNESDAY, awake)
+    assert late == awake.replace(minute=15, second=0)
+    assert trigger.get_next_fire_time(late, awake) == late + timedelta(minutes=5)
+
+
 @pytest.mark.parametrize("text", ["every 10m", "0 3 * * *"])
 def test_apscheduler_takes_the_trigger(text):
     scheduler = BackgroundScheduler(timezone=UTC)
