@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import ssl
 import threading
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import structlog
@@ -30,6 +31,8 @@ MAX_CONNECTIONS: Final = 400
 # connections for nothing, shorter would make every scrape connect anew.
 REQUEST_TIMEOUT: Final = 20.0
 RESPONSE_TIMEOUT: Final = 15.0
+# Of a name's addresses, one that this host has not.
+_ABSENT: Final = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 # A scrape, a status page and two probes at the same moment.
 WORKERS: Final = 4
 
@@ -94,14 +97,19 @@ def tls_context(certificate: str, key: str | None) -> ssl.SSLContext:
             raise BackendopsError(f"cannot read {name} for TLS: {error.strerror}") from error
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    use_certificate(context, certificate, key)
+    return context
+
+
+def use_certificate(context: ssl.SSLContext, certificate: str, key: str | None) -> None:
+    """Load a certificate into a context; raises BackendopsError where the files are not one and its key."""
     try:
         # A password callback: without one OpenSSL would ask on the terminal, and the daemon would hang.
         context.load_cert_chain(certificate, key, password=lambda: "")
-    except (ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ssl's own errors among them
         raise BackendopsError(
             f"{certificate} and {key or certificate} are no certificate and its key, PEM, without a passphrase: {error}"
         ) from error
-    return context
 
 
 class HttpServer:
@@ -224,17 +232,18 @@ def _bind(host: str, port: int) -> list[socket.socket]:
     except OSError as error:
         raise BackendopsError(f"http.listen: {host!r} is not an address of this host: {error.strerror}") from error
     bound: list[socket.socket] = []
+    absent: OSError | None = None
     try:
         for family, _, _, _, place in places:
-            listening = socket.socket(family, socket.SOCK_STREAM)
-            bound.append(listening)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                # [::] takes IPv4 too, as everybody expects of it; beside 0.0.0.0 it must not.
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(len(places) > 1))
-            listening.bind(place)
-            listening.listen(MAX_CONNECTIONS)
-            listening.setblocking(False)
+            try:
+                bound.append(_bound(family, place, only_v6=len(places) > 1))
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                # `localhost` is ::1 as well in many a container that has no IPv6.
+                absent = error
+        if absent is not None and not bound:
+            raise absent
     except OSError as error:
         for listening in bound:
             listening.close()
@@ -243,6 +252,22 @@ def _bind(host: str, port: int) -> list[socket.socket]:
             "Set http.listen in the policy to an address and a port that are free"
         ) from error
     return bound
+
+
+def _bound(family: int, place: Any, only_v6: bool) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # [::] takes IPv4 too, as everybody expects of it; beside 0.0.0.0 it must not.
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(only_v6))
+        listening.bind(place)
+        listening.listen(MAX_CONNECTIONS)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening
 
 
 def _plain(status: HTTPStatus, text: str) -> Response:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Final
 
+import structlog
 from prometheus_client.exposition import gzip_accepted
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -23,6 +24,8 @@ from backendops.daemon.status import snapshot
 from backendops.daemon.view import View
 from backendops.engine.ledger_file import first_line
 from backendops.policy.model import Http
+
+log = structlog.get_logger(__name__)
 
 JSON: Final = "application/json; charset=utf-8"
 # Orchestrators and load balancers ask these without a password; to whom has none they only say yes or no.
@@ -57,7 +60,12 @@ class Site:
             return Response(HTTPStatus.NOT_FOUND, f"nothing here; there is {', '.join(self._pages)}\n".encode())
         if request.method not in {"GET", "HEAD"}:
             return Response(HTTPStatus.METHOD_NOT_ALLOWED, b"only GET and HEAD\n", headers={"Allow": "GET, HEAD"})
-        return answer(request)
+        try:
+            return answer(request)
+        except (SQLAlchemyError, BackendopsError) as error:
+            said = first_line(error) if isinstance(error, SQLAlchemyError) else str(error)
+            log.error("ledger.failed", doing=f"show {request.path}", error=said)  # noqa: TRY400 - a sentence for operators
+            return Response(HTTPStatus.SERVICE_UNAVAILABLE, f"the ledger cannot be read: {said}\n".encode())
 
     def _may_enter(self, request: Request) -> bool:
         if self.http.username is None or self.http.password is None:

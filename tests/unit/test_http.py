@@ -186,6 +186,28 @@ def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:
         http.tls_context(str(tmp_path / "bad.pem"), str(tmp_path / "bad.pem"))
 
 
+def test_a_name_may_have_an_address_that_this_host_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`localhost` is ::1 as well where there is no IPv6."""
+    stream = socket.SOCK_STREAM
+    places = [(socket.AF_INET, stream, 6, "", (address, 0)) for address in ("192.0.2.1", "127.0.0.1")]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: places)
+    serving = HttpServer("localhost", 0, lambda _: Response(HTTPStatus.OK, b""))
+    assert serving.port
+    serving.stop()
+    del places[1]
+    with pytest.raises(BackendopsError, match="Cannot assign requested address"):
+        HttpServer("localhost", 0, lambda _: Response(HTTPStatus.OK, b""))
+
+
+def test_pages_say_so_when_the_ledger_is_broken(view: View, site: Site) -> None:
+    with view.ledger._engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE backendops_runs")
+    for path in ("/", "/api/status"):
+        answer = site.respond(Request("GET", path))
+        assert answer.status == HTTPStatus.SERVICE_UNAVAILABLE
+        assert answer.body == b"the ledger cannot be read: no such table: backendops_runs\n"
+
+
 def test_metrics_in_the_format_asked_for(site: Site) -> None:
     plain = site.respond(Request("GET", "/metrics"))
     assert plain.content_type.startswith("text/plain; version=0.0.4")
