@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -18,6 +20,10 @@ from backendops.contracts.errors import BackendopsError, PolicyError
 
 # What an interrupted shell command exits with: 128 and the number of SIGINT.
 _INTERRUPTED: Final = 130
+_NOT_FINISHED: Final = 75
+# They take half a second to import before they listen for signals themselves. What only looks may just be ended, and
+# `run` sees to it on its own.
+_ANSWER_SIGTERM: Final = frozenset({"run-once", "restore", "partition", "partitions"})
 
 # Name, module in this package, the command in it, and what --help says: listing them must import none of them.
 _COMMANDS: Final = (
@@ -39,6 +45,14 @@ _COMMANDS: Final = (
     ("schema", "schema", "command", "Print the policy's JSON Schema."),
     ("matrix", "matrix", "command", "Show which job works on which backend."),
 )
+
+
+class _AskedToEndError(BaseException):
+    """SIGTERM came before the command listened for it, or after."""
+
+
+class _NobodyReadsError(Exception):
+    """Whoever read our output has seen enough."""
 
 
 class _Commands(click.Group):
@@ -63,7 +77,16 @@ class _Commands(click.Group):
             near = get_close_matches(args[0], known, n=1)
             also = f", did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
             raise click.UsageError(f"there is no command {args[0]!r}{also}", ctx)
+        if args and args[0] in _ANSWER_SIGTERM and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _asked_to_end)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            # click itself would exit with 1, as if something had failed.
+            raise _NobodyReadsError from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         known = self.list_commands(ctx)
@@ -98,9 +121,10 @@ cli.params.extend(GLOBAL_OPTIONS)
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The `backendops` command: whatever happens, a person reads a sentence and a script an exit code."""
-    options = Options()
+    _mend_streams()
+    options, color = Options(), False if os.environ.get("NO_COLOR") else None
     try:
-        code = cli.main(args=arguments, prog_name="backendops", standalone_mode=False, obj=options)
+        code = cli.main(args=arguments, prog_name="backendops", standalone_mode=False, obj=options, color=color)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()
@@ -108,6 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         _say("backendops: interrupted")
         sys.exit(_INTERRUPTED)
+    except _AskedToEndError:
+        _say("backendops: ended by SIGTERM; what is done is kept: run it again for the rest")
+        sys.exit(_NOT_FINISHED)
     except PolicyError as error:
         for problem in error.problems:
             _say(str(problem))
@@ -116,15 +143,45 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         hint = getattr(error, "hint", "")
         _say(f"backendops: {error}; {hint}" if hint else f"backendops: {error}")
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not try to flush the rest at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (_NobodyReadsError, BrokenPipeError):
+        # Python must not try to flush the rest at its exit.
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(0)
     except Exception as error:  # noqa: BLE001 - no traceback reaches a user who has not asked for it
-        _say(f"backendops: internal error: {type(error).__name__}: {error}")
+        _say(_sentence(error))
         _say(_traceback(error) if options.verbose else "backendops: run it again with -v for the traceback")
         sys.exit(1)
+    finally:
+        if signal.getsignal(signal.SIGTERM) is _asked_to_end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _asked_to_end(*_: object) -> NoReturn:
+    raise _AskedToEndError
+
+
+def _mend_streams() -> None:
+    """Make streams out of closed ones (`>&-`), and let none fail over a character that it cannot write."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Its descriptor, too: the next file that is opened must not become our standard output.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 - for as long as the process lives
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _sentence(error: Exception) -> str:
+    # Backends' errors are in an operator's words by then; what speaks SQLAlchemy here is the ledger. It is not imported
+    # for this: where nobody has, the error is none of its.
+    exc = sys.modules.get("sqlalchemy.exc")
+    if exc is not None and isinstance(error, exc.SQLAlchemyError):
+        from backendops.engine.ledger_file import first_line  # noqa: PLC0415 - only a failure pays for the import
+
+        return f"backendops: the ledger cannot be used: {first_line(error)}; `state:` of the policy says where it is"
+    return f"backendops: internal error: {type(error).__name__}: {error}"
 
 
 def _say(text: str) -> None:

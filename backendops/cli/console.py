@@ -32,6 +32,7 @@ from backendops.log import masked
 from backendops.policy.model import Pair, Policy
 
 SOME_FAILED: Final = 4
+_NOT_FINISHED: Final = Outcome.STOPPED.exit_code
 
 _COLOURS: Final = {
     Outcome.COMPLETED: "green",
@@ -49,8 +50,13 @@ class Misnamed(BackendopsError):
 
 
 def exit_code(codes: Iterable[int]) -> int:
-    """One exit code for many runs: theirs where they agree, else that some failed and the rest ran."""
+    """One exit code for many runs: theirs where they agree, else that some failed and the rest ran.
+
+    Where nothing failed and only some are not finished, that is all there is to say.
+    """
     different = set(codes) or {0}
+    if different == {0, _NOT_FINISHED}:
+        return _NOT_FINISHED
     return different.pop() if len(different) == 1 else SOME_FAILED
 
 
@@ -80,13 +86,27 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def print_json(value: Any) -> None:
     """For scripts: one JSON document on stdout."""
-    click.echo(masked(json.dumps(value, indent=2, default=_as_json, ensure_ascii=False)))
+    click.echo(json.dumps(_masked(value), indent=2, ensure_ascii=not writes_unicode()))
 
 
-def _as_json(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat(timespec="seconds")
-    return str(value)
+def writes_unicode() -> bool:
+    """Does stdout take every character?"""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def _masked(value: Any) -> Any:
+    """Text by text: a password such as 1000 in the finished document would take its numbers and its keys apart."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case datetime():
+            return value.astimezone(UTC).isoformat(timespec="seconds")
+        case dict():
+            return {str(key): _masked(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_masked(inner) for inner in value]
+        case _:
+            return masked(str(value))
 
 
 def print_table(headings: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
@@ -97,7 +117,13 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str | Text]]) -
     for row in rows:
         table.add_row(*(Text(masked(cell)) if isinstance(cell, str) else cell for cell in row))
     # 400 characters hold the longest error sentence; nobody's terminal is asked.
-    Console(width=None if sys.stdout.isatty() else 400).print(table)
+    _Table(width=None if sys.stdout.isatty() else 400).print(table)
+
+
+class _Table(Console):
+    def on_broken_pipe(self) -> None:
+        # rich itself would exit with 1, as if something had failed.
+        raise BrokenPipeError
 
 
 def outcome_text(outcome: Outcome) -> Text:

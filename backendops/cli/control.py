@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from backendops.policy.model import Pair
 def pause(options: Options, job: str) -> None:
     """Let no scheduled run of JOB begin, and the one that runs rest, until `backendops resume JOB`."""
     with _ledger(options, job) as (ledger, _):
-        ledger.pause(job, by=f"{getpass.getuser()}@{socket.gethostname()}")
+        ledger.pause(job, by=f"{_user()}@{socket.gethostname()}")
     click.echo(f"{job} is paused; `backendops resume {job}` lets it run again")
 
 
@@ -61,6 +62,13 @@ def accept(options: Options, job: str, backend: str | None) -> None:
             KeepsBefore(ledger.watermarks(pair.backend_name), job).remember(pair.job)
             keeps = ", ".join(f"{key} {keep}" for key, keep in pair.job.keeps().items())
             click.echo(f"{pair}: accepted ({keeps})" if keeps else f"{pair}: nothing goes by its age")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user need not have a name
+        return f"uid {os.getuid()}"
 
 
 @contextmanager

@@ -159,13 +159,15 @@ def _labels() -> list[str]:
 
 
 def _bars(title: str, labels: Sequence[str], counts: Sequence[int]) -> None:
+    from backendops.cli.console import writes_unicode  # noqa: PLC0415 - as above
+
     total, most = sum(counts), max(counts, default=0)
     if not total:
         return
     click.echo(f"\n{title}")
     width = max(map(len, labels))
     # A terminal or a file that does not take the block character gets one that every one does.
-    block = "█" if (sys.stdout.encoding or "").lower().replace("-", "") == "utf8" else "#"
+    block = "█" if writes_unicode() else "#"
     for label, count in zip(labels, counts, strict=True):
         bar = block * max(1 if count else 0, round(count / most * LONGEST_BAR))
         click.echo(f"  {label:<{width}}  {bar:<{LONGEST_BAR}}  {count:>11,}  {count / total:>4.0%}")

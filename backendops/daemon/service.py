@@ -6,7 +6,7 @@ import ipaddress
 import os
 import signal
 import ssl
-import sys
+import threading
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from backendops import __version__
 from backendops.contracts.errors import BackendopsError, PolicyError
 from backendops.daemon import sd_notify
 from backendops.daemon.activity import Activity
-from backendops.daemon.http import HttpServer, tls_context
+from backendops.daemon.http import HttpServer, tls_context, use_certificate
 from backendops.daemon.schedule import Scheduler
 from backendops.daemon.site import Site
 from backendops.daemon.view import View
@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 EXIT_WITHIN: Final = 27.0
 # Asked twice (Ctrl-C, Ctrl-C), the steps in hand are interrupted at once and get this long to roll back.
 HURRY: Final = 3.0
+# How soon a clock that was set back is noticed; half of what systemd's watchdog has patience for.
+LOOK_AT_CLOCK: Final = 5.0
 # How soon the end of the last run is noticed.
 POLL: Final = 0.05
 
@@ -97,9 +99,14 @@ class Service:
             metrics=f"{self.url}metrics",
         )
         sd_notify.ready(self._sentence())
-        while (received := signal.Signals(signal.sigwait(_SIGNALS))) is signal.SIGHUP:
+        while (received := self._next_signal()) is signal.SIGHUP:
             self._reload()
         self._end(received)
+
+    def _next_signal(self) -> signal.Signals:
+        while (received := signal.sigtimedwait(_SIGNALS, LOOK_AT_CLOCK)) is None:
+            self._scheduler.follow_clock()
+        return signal.Signals(received.si_signo)
 
     def _beat(self) -> None:
         """Called by the scheduling loop once a second."""
@@ -121,6 +128,8 @@ class Service:
             self._refuse([str(problem) for problem in error.problems])
         except BackendopsError as error:
             self._refuse([str(error)])
+        except Exception as error:  # noqa: BLE001 - a new policy may be refused, but it never ends the daemon
+            self._refuse([f"unexpected {type(error).__name__}: {error}"])
         else:
             self._follow(policy)
         self._said = self._sentence()
@@ -136,6 +145,7 @@ class Service:
         if policy.state != self._view.policy.state:
             log.warning("policy.needs_restart", key="state", reason="the ledger stays where it is until then")
         self._site.http = policy.http
+        _warn_of_open_doors(policy.http)
         self._view.policy, self._view.problems, self._view.loaded_at = policy, (), datetime.now(UTC)
         self._scheduler.load(policy)
         log.info("policy.loaded", policy=policy.file, jobs=len(policy.jobs), backends=len(policy.backends))
@@ -155,9 +165,13 @@ class Service:
             log.warning("policy.needs_restart", key="http", reason=f"{self.url} is served as before until then")
         elif self._tls is not None and http.tls_certificate is not None:
             # Connections to come get the new certificate; `tls` has shown that it can be used.
-            self._tls.load_cert_chain(http.tls_certificate, http.tls_key, password=lambda: "")
+            use_certificate(self._tls, http.tls_certificate, http.tls_key)
 
     def _end(self, received: signal.Signals) -> None:
+        # Whatever hangs below, a log that nobody reads or a ledger that does not answer, the promise is kept.
+        last_resort = threading.Timer(EXIT_WITHIN + 1.5, os._exit, [0])
+        last_resort.daemon = True
+        last_resort.start()
         running = self._activity.running
         finishing = ", ".join(str(run.pair) for run in running) or "nothing"
         log.info("service.stopping", reason=received.name, finishing=finishing)
@@ -182,12 +196,8 @@ class Service:
                 reason="its step did not end; the server rolls it back, and the next start records it as failed",
             )
         log.info("service.stopped")
-        if left:
-            # Python would wait for the thread that hangs, for ever.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
         self._ledger.close()
+        last_resort.cancel()
 
 
 def _loaded(file: Path | str) -> Policy:

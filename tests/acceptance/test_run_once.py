@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -295,7 +296,58 @@ def test_help_imports_no_backend_and_no_command() -> None:
     assert ended.returncode == 0, ended.stderr
 
 
-def test_a_reader_that_leaves_early_hears_no_complaint(command: Installed) -> None:
-    shell = f"'{COMMAND}' --policy '{command.policy}' plan --sql | true"
-    ended = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
-    assert ended.stderr == ""
+@pytest.fixture
+def small(tmp_path: Path, sqlite_url: str) -> Installed:
+    text = f"backends: {{results: {{url: '{sqlite_url}'}}}}\njobs: {{pool-health: }}\n"
+    return Installed.with_policy(tmp_path, "http: {listen: '127.0.0.1:0'}\n" + text)
+
+
+def shell(text: str, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
+    given = {"PATH": f"{COMMAND.parent}:/usr/bin:/bin", "HOME": "/nowhere", "PYTHONIOENCODING": encoding}
+    return subprocess.run(
+        ["bash", "-c", text], capture_output=True, encoding=encoding, errors="replace", env=given, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", ["status", "schema", "plan", "history --json"])
+def test_an_early_reader_is_no_failure(small: Installed, arguments: str) -> None:
+    ended = shell(f"backendops {arguments} --policy '{small.policy}' | true; exit ${{PIPESTATUS[0]}}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_closed_streams(small: Installed) -> None:
+    for arguments in ("status", "run-once pool-health"):
+        ended = shell(f"backendops {arguments} --policy '{small.policy}' <&- >&- 2>&-")
+        assert ended.returncode == 0
+
+
+def test_what_an_old_terminal_cannot_write(small: Installed) -> None:
+    umlaut = small.policy.with_name("Prüfung-→.yaml")
+    umlaut.write_bytes(small.policy.read_bytes())
+    for encoding in ("ascii", "latin-1"):
+        ended = shell(f"backendops validate --policy '{umlaut}'", encoding)
+        assert (ended.returncode, ended.stderr) == (0, "")
+    ended = shell(f"backendops validate --json --policy '{umlaut}'", "latin-1")
+    assert json.loads(ended.stdout)["policy"] == str(umlaut)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run-once", "pool-health"], 75, "ended by SIGTERM; what is done is kept: run it again for the rest\n"),
+        (["--log-format", "json", "run"], 0, "service.stopped"),
+    ],
+)
+def test_a_signal_while_it_starts(small: Installed, arguments: list[str], code: int, said: str) -> None:
+    """A policy that is a pipe holds it at its beginning for as long as the test needs."""
+    pipe = small.policy.with_name("pipe")
+    os.mkfifo(pipe)
+    with subprocess.Popen([COMMAND, *arguments, "--policy", pipe], stderr=subprocess.PIPE, text=True) as process:
+        with contextlib.suppress(BrokenPipeError), pipe.open("w") as writing:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            writing.write(small.policy.read_text())
+        err = process.communicate(timeout=30)[1]
+    assert process.returncode == code, err
+    assert said in err

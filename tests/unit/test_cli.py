@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import click
 import pytest
 
 from backendops.cli import _COMMANDS, cli, main
-from backendops.cli.console import exit_code
+from backendops.cli.console import exit_code, print_json
 from backendops.contracts.run import Outcome
+from backendops.log import keep_secret
 
 POLICY = """
 version: 1
@@ -83,6 +88,40 @@ def test_answers_of_pause_resume_and_cancel(policy: str, capsys: pytest.CaptureF
         assert out.startswith(answer)
 
 
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 12345"), OSError("No username set")])
+def test_a_user_without_a_name_may_pause(
+    policy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def nameless() -> str:
+        raise error
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    assert call(capsys, "pause", "archive", "--policy", policy)[0] == 0
+    assert f"paused by uid {os.getuid()}@" in call(capsys, "status", "--policy", policy)[1]
+
+
+def test_json_is_masked_text_by_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """A password that is a number or a key of the document takes no document apart."""
+    keep_secret(["1000", "rows", 'gr"ün'])
+    print_json({"rows": 21000, "what": 'moved 1000 rows by gr"ün', "list": (None, True, 1.5)})
+    assert json.loads(capsys.readouterr().out) == {
+        "rows": 21000,
+        "what": "moved *** *** by ***",
+        "list": [None, True, 1.5],
+    }
+
+
+def test_a_ledger_that_breaks_is_a_sentence(policy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert call(capsys, "pause", "archive", "--policy", policy)[0] == 0
+    with closing(sqlite3.connect(tmp_path / "state" / "ledger.sqlite3")) as ledger:
+        ledger.execute("DROP TABLE backendops_runs")
+    code, out, err = call(capsys, "status", "--policy", policy)
+    assert (code, out) == (1, "")
+    assert err.startswith(
+        "backendops: the ledger cannot be used: no such table: backendops_runs; `state:` of the policy"
+    )
+
+
 def test_looking_makes_no_ledger(policy: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert call(capsys, "status", "--policy", policy)[0] == 0
     assert call(capsys, "history", "--policy", policy)[1] == "no run yet\n"
@@ -116,7 +155,8 @@ def test_an_internal_error_is_a_sentence(
 
 
 @pytest.mark.parametrize(
-    ("codes", "code"), [([], 0), ([0, 0], 0), ([3], 3), ([75, 75], 75), ([0, 75], 4), ([1, 3], 4), ([0, 5, 0], 4)]
+    ("codes", "code"),
+    [([], 0), ([0, 0], 0), ([3], 3), ([75, 75], 75), ([0, 75], 75), ([0, 1, 75], 4), ([1, 3], 4), ([0, 5, 0], 4)],
 )
 def test_one_exit_code_for_many_runs(codes: list[int], code: int) -> None:
     assert exit_code(codes) == code
