@@ -1,4 +1,4 @@
-"""Each way to remove or move the due half, run in a process of its own: prints seconds, rows, memory as JSON."""
+"""Each way to remove or move the due half, run in a process of its own: prints moments, rows, memory as JSON."""
 
 from __future__ import annotations
 
@@ -85,14 +85,12 @@ def ours(url: str, job: str) -> dict[str, Any]:
         ledger, steps = Ledger.open(policy.state), _Steps()
         began = time.monotonic()
         report = Runner(ledger, [steps]).run(policy.pairs[0], Trigger.COMMAND)
+        ended = time.monotonic()
         ledger.close()
     if report.outcome != "completed":
         sys.exit(f"the run ended {report.outcome}: {report.error}")
-    return {
-        "rows": report.rows,
-        "seconds": report.seconds,
-        "steps": [(moment - began, rows) for moment, rows in steps.steps],
-    }
+    # The first step is the survey: connected, locked and counted, as the others are connected when their clock starts.
+    return {"began": began, "at_work": steps.steps[0][0], "ended": ended, "steps": steps.steps}
 
 
 def celery_cleanup(url: str) -> dict[str, Any]:
@@ -103,7 +101,7 @@ def celery_cleanup(url: str) -> dict[str, Any]:
     app.conf.result_expires = KEEP
     began = time.monotonic()
     app.backend.cleanup()
-    return {"seconds": time.monotonic() - began}
+    return {"began": began, "ended": time.monotonic()}
 
 
 def scripted(url: str, statement: str, archive: bool, size: int | None = None) -> dict[str, Any]:
@@ -114,13 +112,13 @@ def scripted(url: str, statement: str, archive: bool, size: int | None = None) -
     if archive:
         cursor.execute(PLAIN_ARCHIVE)
     values = {"cutoff": datetime.now(UTC).replace(tzinfo=None) - KEEP, "size": size}
-    began, rows = time.monotonic(), 0
+    steps, began = [], time.monotonic()
     while True:
         cursor.execute(statement, values)
-        rows += cursor.rowcount
+        steps.append((time.monotonic(), cursor.rowcount))
         if size is None or cursor.rowcount == 0:
             break
-    return {"rows": rows, "seconds": time.monotonic() - began}
+    return {"began": began, "ended": time.monotonic(), "steps": steps}
 
 
 CONTESTANTS = {

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from tests.celery_rows import fill_celery_table
 SETTINGS = {
     "shared_buffers": "2GB",
     "max_wal_size": "16GB",
+    # A server that has run for a while writes over old files of its log; a new one would make each first.
+    "min_wal_size": "6GB",
     "checkpoint_timeout": "1h",
     "autovacuum": "off",
     "shared_preload_libraries": "pg_stat_statements",
@@ -36,17 +38,21 @@ class Result:
 
     name: str
     seconds: float
+    """From its first word to the server to its last."""
+    at_work: float
+    """Seconds of these in which rows went."""
     rows: int
     longest: float
     """The longest statement, in seconds."""
-    writer_p99: float
+    waits: list[float]
+    """What each write of the application took meanwhile, in seconds."""
     peak_bytes: int
-    steps: list[tuple[float, int]] = field(default_factory=list)
+    steps: list[tuple[float, int]]
 
     @property
     def rate(self) -> float:
         """Rows a second."""
-        return self.rows / self.seconds
+        return self.rows / self.at_work
 
     @property
     def last_to_first(self) -> float:
@@ -114,19 +120,19 @@ def copied(postgres: PostgresServer, *prepare: str) -> Iterator[str]:
 
 
 @contextmanager
-def writing(url: str) -> Iterator[list[float]]:
-    """The writer beside the block; its latencies afterwards."""
+def writing(url: str) -> Iterator[list[tuple[float, float]]]:
+    """The writer beside the block; when it wrote, and how long each took, afterwards."""
     as_writer = url.replace(url.partition("://")[2].partition("@")[0], "writer:w", 1)
     command = [sys.executable, "-m", "bench.writer", as_writer]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None  # noqa: S101 - it is a pipe
     writer.stdout.readline()
-    latencies: list[float] = []
+    writes: list[tuple[float, float]] = []
     try:
-        yield latencies
+        yield writes
     finally:
         writer.terminate()
-        latencies.extend(json.loads(writer.communicate()[0]))
+        writes.extend((moment, took) for moment, took in json.loads(writer.communicate()[0]))
 
 
 def p99(latencies: list[float]) -> float:
@@ -134,48 +140,72 @@ def p99(latencies: list[float]) -> float:
     return statistics.quantiles(latencies, n=100)[98]
 
 
-def idle_p99(postgres: PostgresServer, seconds: float) -> float:
-    """The writer's p99 with nothing else going on."""
+def idle(postgres: PostgresServer, seconds: float) -> list[float]:
+    """What the writes take with nothing else going on."""
     with copied(postgres) as url:
-        with writing(url) as latencies:
+        with writing(url) as writes:
             sql(url, f"SELECT pg_sleep({seconds})")
-        return p99(latencies)
+        return [took for _, took in writes]
 
 
 def run(postgres: PostgresServer, name: str, *prepare: str) -> Result:
     """One contestant, beside the writer, on a fresh copy."""
     with copied(postgres, *prepare) as url:
-        before = sql(url, "SELECT count(*) FROM celery_taskmeta WHERE name IS DISTINCT FROM 'bench.write'")[0][0]
-        with writing(url) as latencies:
-            done = subprocess.run(
-                [sys.executable, "-m", "bench.contestants", name, url], stdout=subprocess.PIPE, text=True, check=True
-            )
-        after = sql(url, "SELECT count(*) FROM celery_taskmeta WHERE name IS DISTINCT FROM 'bench.write'")[0][0]
-        longest = sql(
-            url,
-            "SELECT max(max_exec_time) FROM pg_stat_statements AS s JOIN pg_roles AS r ON r.oid = s.userid "
-            "JOIN pg_database AS d ON d.oid = s.dbid WHERE d.datname = 'run' AND r.rolname <> 'writer' "
-            "AND query !~* '^(CHECKPOINT|SELECT (count|pg_prewarm|pg_stat|max))'",
-        )[0][0]
-    measured = json.loads(done.stdout)
+        return beside_writer(url, name)
+
+
+def run_again(postgres: PostgresServer, name: str, rows: int) -> Result:
+    """One contestant on a copy where it has done the same before: into an archive that is not empty."""
+    with copied(postgres) as url:
+        contestant(url, name)
+        fill_celery_table(url.replace("postgresql://", "db+postgresql://"), rows, payload=PAYLOAD)
+        sql(url, "VACUUM (ANALYZE) celery_taskmeta", "CHECKPOINT", "SELECT pg_stat_statements_reset()")
+        return beside_writer(url, name)
+
+
+def contestant(url: str, name: str) -> dict[str, Any]:
+    """Run one in a process of its own; what it printed."""
+    command = [sys.executable, "-m", "bench.contestants", name, url]
+    measured: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return measured
+
+
+def beside_writer(url: str, name: str) -> Result:
+    """One contestant on this database, beside the writer."""
+    results = "SELECT count(*) FROM celery_taskmeta WHERE name IS DISTINCT FROM 'bench.write'"
+    before = sql(url, results)[0][0]
+    with writing(url) as writes:
+        measured = contestant(url, name)
+    after = sql(url, results)[0][0]
+    longest = sql(
+        url,
+        "SELECT max(max_exec_time) FROM pg_stat_statements AS s JOIN pg_roles AS r ON r.oid = s.userid "
+        "JOIN pg_database AS d ON d.oid = s.dbid WHERE d.datname = 'run' AND r.rolname <> 'writer' "
+        "AND query !~* '^(CHECKPOINT|VACUUM|SELECT (count|pg_prewarm|pg_stat|max))'",
+    )[0][0]
+    began, ended = measured["began"], measured["ended"]
     return Result(
         name=name,
-        seconds=measured["seconds"],
+        seconds=ended - began,
+        at_work=ended - measured.get("at_work", began),
         rows=before - after,
         longest=longest / 1000,
-        writer_p99=p99(latencies),
+        waits=[took for moment, took in writes if began <= moment <= ended],
         peak_bytes=measured["peak_bytes"],
         steps=[(moment, rows) for moment, rows in measured.get("steps", [])],
     )
 
 
-def rounds(postgres: PostgresServer, names: list[str], count: int) -> dict[str, list[Result]]:
-    """Every contestant in turn, `count` times, so that a machine that slows down slows all of them."""
+def rounds(postgres: PostgresServer, names: list[str], count: int) -> tuple[dict[str, list[Result]], list[float]]:
+    """Every contestant in turn, so that a machine that slows down slows all of them; and the writer alone."""
     results: dict[str, list[Result]] = {name: [] for name in names}
+    alone: list[float] = []
     for _ in range(count):
+        # As long as an archive takes: the disk has its moods.
+        alone += idle(postgres, seconds=6)
         for name in names:
             results[name].append(run(postgres, name))
-    return results
+    return results, alone
 
 
-__all__ = ["CONTESTANTS", "Result", "copied", "fill", "idle_p99", "rounds", "run", "server", "sql"]
+__all__ = ["CONTESTANTS", "Result", "copied", "fill", "p99", "rounds", "run", "run_again", "server", "sql"]

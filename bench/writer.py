@@ -1,4 +1,4 @@
-"""The application of a benchmark: one session that stores results at a steady rate and notes how long each took."""
+"""The application of a benchmark: one session that stores results at a steady rate, noting how long each took."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VALUES (
 
 
 def main() -> None:
-    """Write until SIGTERM, then print the latencies in seconds as JSON."""
+    """Write until SIGTERM, then print pairs of the moment and the latency in seconds as JSON."""
     connection = psycopg2.connect(sys.argv[1])
     connection.autocommit = True
     cursor = connection.cursor()
@@ -42,7 +42,7 @@ def main() -> None:
             due = time.monotonic()  # a stall is one latency, not a burst that follows it
         began = time.monotonic()
         cursor.execute(INSERT, (str(uuid.uuid4()), payload))
-        latencies.append(time.monotonic() - began)
+        latencies.append((began, time.monotonic() - began))
     sys.stdout.write(json.dumps(latencies))
 
 
