@@ -50,7 +50,9 @@ class LedgerCollector(Collector):
             log.error("metrics.ledger_unreadable", error=str(error).partition("\n")[0])  # noqa: TRY400 - a sentence for operators
             families = []
         yield _gauge(
-            "backendops_ledger_up", "1 where the ledger could be read for this scrape, else 0.", bool(families)
+            "backendops_ledger_up",
+            "1 where the ledger could be read for this scrape, and last be written to; else 0.",
+            bool(families) and not self._view.ledger.failure,
         )
         yield from families
 

@@ -34,6 +34,7 @@ def snapshot(view: View) -> dict[str, Any]:
             "loaded_at": _iso(view.loaded_at),
             "problems": list(view.problems),
         },
+        "ledger": {"failure": ledger.failure or None},
         "backends": _backends(view),
         "jobs": [
             {

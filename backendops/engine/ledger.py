@@ -8,13 +8,26 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Row, Table, and_, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import (
+    Connection,
+    Engine,
+    ExceptionContext,
+    Row,
+    Table,
+    and_,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from backendops.contracts.readings import Reading
 from backendops.contracts.run import Outcome, Trigger, Watermarks
 from backendops.engine import ledger_tables as t
-from backendops.engine.ledger_file import open_directory, open_memory, open_url
+from backendops.engine.ledger_file import first_line, open_directory, open_memory, open_url
 from backendops.engine.ledger_rows import Pause, Running, StoredReading, Throttled, Totals, orphan_from, report_from
 from backendops.engine.ledger_watermarks import LedgerWatermarks
 from backendops.engine.process import Process
@@ -43,6 +56,10 @@ class Ledger:
         self._process = Process.this()
         self.directory = directory
         """The state directory; None where the ledger is behind a URL."""
+        self.failure = ""
+        """What the last write failed with; empty again after one that did not."""
+        event.listen(engine, "commit", self._is_written)
+        event.listen(engine, "handle_error", self._has_failed)
 
     @classmethod
     def open(cls, state: str, create: bool = True) -> Ledger:
@@ -216,6 +233,22 @@ class Ledger:
                     old = and_(t.runs.c.id < last_kept, t.runs.c.ended_at < now - KEEP_HISTORY)
                     connection.execute(delete(t.runs).where(mine, old))
             connection.execute(delete(t.slots).where(t.slots.c.slot < now - KEEP_SLOTS))
+
+    def check(self) -> None:
+        """Write something; raises where that cannot be done. To begin a transaction and end it is not enough: it writes
+        nothing, and so finds nothing wrong with a full disk."""
+        with self._engine.begin() as connection:
+            now = datetime.now(UTC).isoformat()
+            _put(connection, t.watermarks, {"backend": "", "key": "checked"}, {"value": now})
+
+    def _is_written(self, _: Connection) -> None:
+        self.failure = ""
+
+    def _has_failed(self, context: ExceptionContext) -> None:
+        if isinstance(context.sqlalchemy_exception, SQLAlchemyError) and not isinstance(
+            context.sqlalchemy_exception, IntegrityError
+        ):
+            self.failure = first_line(context.sqlalchemy_exception)
 
     def _rows(self, query: Any) -> list[Row[Any]]:
         with self._reading.connect() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 import time
 from contextlib import suppress
@@ -31,6 +32,8 @@ FILE_NAME: Final = "ledger.sqlite3"
 _BUSY_TIMEOUT_MS: Final = 10_000
 # Two processes that open a new ledger at the same moment both create its tables: the loser looks again.
 _ATTEMPTS: Final = 5
+# SQLite's -shm alone begins with as much.
+_SMALLEST_ROOM: Final = 64 * 1024
 # A race is over by then; what is still locked has waited out the timeout above, and would do so each time.
 _RACE_SECONDS: Final = 5.0
 
@@ -156,9 +159,16 @@ def _sentence(error: SQLAlchemyError, where: str) -> str:
             return (
                 f"cannot use the ledger {where}: another process has locked it: end that one (`fuser {where}` names it)"
             )
-        if "is full" in said:
+        # With a -wal that cannot grow, SQLite tells of a full disk as of any other fault of it.
+        if "is full" in said or ("disk I/O" in said and _no_room(where)):
             return f"cannot use the ledger {where}: its disk is full: make room, or name another `state:` in the policy"
     return f"cannot use the ledger {where}: {said}; check `state:` in the policy and that it is writable"
+
+
+def _no_room(file: str) -> bool:
+    with suppress(OSError):
+        return shutil.disk_usage(Path(file).parent).free < _SMALLEST_ROOM
+    return False
 
 
 def _sqlite(url: URL, **options: Any) -> Engine:

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import socket
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -206,6 +207,29 @@ def test_pages_say_so_when_the_ledger_is_broken(view: View, site: Site) -> None:
         answer = site.respond(Request("GET", path))
         assert answer.status == HTTPStatus.SERVICE_UNAVAILABLE
         assert answer.body == b"the ledger cannot be read: no such table: backendops_runs\n"
+
+
+def test_a_full_disk_shows(view: View, site: Site) -> None:
+    """All that was written before can still be read; a transaction that writes nothing notices nothing."""
+
+    def writes_fail(they_do: bool) -> None:
+        with closing(view.ledger._engine.raw_connection()) as connection:
+            refused = {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE} if they_do else set()
+            connection.driver_connection.set_authorizer(lambda what, *_: what in refused)
+
+    writes_fail(True)
+    ready = site.respond(Request("GET", "/readyz"))
+    assert ready.status == HTTPStatus.SERVICE_UNAVAILABLE
+    assert "not authorized" in json.loads(ready.body)["reasons"]["ledger"]
+    assert b"backendops_ledger_up 0.0\n" in site.respond(Request("GET", "/metrics")).body
+    assert b"backendops_job_interval_seconds{" in site.respond(Request("GET", "/metrics")).body
+    assert "not authorized" in json.loads(site.respond(Request("GET", "/api/status")).body)["ledger"]["failure"]
+    page = site.respond(Request("GET", "/")).body
+    assert b"backendops: ledger failing" in page
+    assert b"not authorized" in page
+    writes_fail(False)
+    assert site.respond(Request("GET", "/readyz")).status == HTTPStatus.OK
+    assert b"backendops_ledger_up 1.0\n" in site.respond(Request("GET", "/metrics")).body
 
 
 def test_metrics_in_the_format_asked_for(site: Site) -> None:

@@ -55,7 +55,7 @@ def render(status: Mapping[str, Any]) -> bytes:
         state=mark,
         state_text=escape(said),
         about=about,
-        problems=_problems(policy["problems"]),
+        problems=_problems(policy["problems"]) + _ledger(status["ledger"]["failure"]),
         findings="".join(_finding(finding, now) for finding in status["findings"]),
         jobs=_table(
             ["Job", "Backend", "Schedule", "Last run", "Next run"],
@@ -78,6 +78,8 @@ def _overall(status: Mapping[str, Any]) -> tuple[str, str]:
     critical = sum(finding["severity"] == "critical" for finding in status["findings"])
     if not status["policy"]["valid"]:
         return "bad", "policy refused"
+    if status["ledger"]["failure"]:
+        return "bad", "ledger failing"
     if down or failing or critical:
         parts = [(down, "down"), (failing, "failing"), (critical, "critical")]
         return "bad", ", ".join(f"{count} {word}" for count, word in parts if count)
@@ -93,6 +95,16 @@ def _problems(problems: Sequence[str]) -> str:
         '<div class="notice problem"><strong>The policy in the file was refused; '
         "the one loaded before stays in force.</strong>"
         f"<ul>{lines}</ul></div>"
+    )
+
+
+def _ledger(failure: str | None) -> str:
+    if not failure:
+        return ""
+    return (
+        '<div class="notice problem"><strong>The ledger could not be written: '
+        "jobs run, and what is below is old.</strong>"
+        f"<p><code>{escape(failure)}</code></p></div>"
     )
 
 
