@@ -27,7 +27,7 @@ check: .venv/dev ## Lint, types, and whether generated files are current
 	$(BIN)/python -m tests.generated --check
 
 .PHONY: bench
-bench: .venv/dev ## Measure against what people use today, on 2,000,000 rows (ARGS="--rows 300000 --rounds 1" is quick)
+bench: .venv/dev servers ## Measure against what people use today, on 2,000,000 rows (ARGS="--rows 300000 --rounds 1" is quick)
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: chaos

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One figure; `limit` is the least it must be, or the most; None where it is only told."""
+    """One figure, or None where it could not be had; `limit` is the least it must be, or the most; None: only told."""
 
     name: str
-    value: float
+    value: float | None
     limit: float | None
-    unit: str
+    unit: str = ""
     most: bool = False
 
     @property
     def missed(self) -> bool:
         """Is the figure on the wrong side of its limit?"""
-        if self.limit is None:
+        if self.limit is None or self.value is None:
             return False
         return self.value > self.limit if self.most else self.value < self.limit
 
@@ -35,5 +35,6 @@ def table(goals: list[Goal]) -> str:
     rows = ["| measured | wanted | figure | |", "|---|---|---|---|"]
     for goal in goals:
         verdict = "" if goal.limit is None else "missed" if goal.missed else "reached"
-        rows.append(f"| {goal.name} | {goal.wanted} | {goal.value:.2f} {goal.unit} | {verdict} |")
+        figure = "–" if goal.value is None else f"{goal.value:.2f} {goal.unit}"
+        rows.append(f"| {goal.name} | {goal.wanted} | {figure} | {verdict} |")
     return "\n".join(rows) + "\n"

