@@ -67,6 +67,15 @@ class CanMoveStuck(ABC):
 
 
 @dataclass(frozen=True, slots=True)
+class KeptFor:
+    """What an archive job sends from another backend to this one, to be kept in tables here."""
+
+    source: str
+    """The other backend's name in the policy."""
+    plan: ArchivePlan
+
+
+@dataclass(frozen=True, slots=True)
 class PartitionPlan:
     """Which partitions the archive should have: from its oldest to `ahead` of now, none past `cutoff`."""
 
@@ -75,6 +84,8 @@ class PartitionPlan:
     ahead: int
     cutoff: datetime | None
     quarantine: Duration
+    kept_for: tuple[KeptFor, ...] = ()
+    """The archives of other backends here, which are looked after alike."""
     live_cutoff: datetime | None = None
     """The same for the partitions of a live table that was converted; None keeps them for ever."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, PrivateAttr, StringConstraints
 
 from backendops.contracts import metrics
-from backendops.contracts.capabilities import ArchivePlan, CanPartition, Every, PartitionPlan
+from backendops.contracts.capabilities import ArchivePlan, CanPartition, Every, KeptFor, PartitionPlan
 from backendops.contracts.job import Job
 from backendops.contracts.run import Pace, Preview, Steps
 from backendops.contracts.units import FOREVER, Duration, Forever, Keep
@@ -17,7 +17,10 @@ from backendops.jobs.findings import with_findings_counted
 
 
 class Partition(Job):
-    """Keep the archive's partitions `ahead` of time, and retire those past `keep` through quarantine."""
+    """Keep the archive's partitions `ahead` of time, and retire those past `keep` through quarantine.
+
+    On a backend that keeps archives of others, theirs too.
+    """
 
     kind_name: ClassVar[str] = "partition"
     needs: ClassVar[type] = CanPartition
@@ -46,6 +49,14 @@ class Partition(Job):
         None, alias="schema", description="Schema of the archive table; left out: the live table's."
     )
 
+    _kept_for: tuple[KeptFor, ...] = PrivateAttr(())
+
+    def looking_after(self, kept_for: tuple[KeptFor, ...]) -> Self:
+        """The same job for one backend, with the archives that other backends send there."""
+        job = self.model_copy()
+        job._kept_for = kept_for
+        return job
+
     def keeps(self) -> Mapping[str, Keep]:
         # Only a converted table has such partitions; a key that comes or goes must not look like a shorter `keep`.
         live = {} if isinstance(self.keep_live, Forever) else {"keep_live": self.keep_live}
@@ -59,6 +70,7 @@ class Partition(Job):
             ahead=self.ahead,
             cutoff=None if isinstance(self.keep, Forever) else now - self.keep,
             quarantine=self.quarantine,
+            kept_for=self._kept_for,
             live_cutoff=None if isinstance(self.keep_live, Forever) else now - self.keep_live,
         )
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from backendops.backends.files import FORMATS, FileStore
 from backendops.contracts.archive import ArchiveStore, CanHandOver, CanKeepArchive
 from backendops.contracts.backend import Backend
+from backendops.contracts.capabilities import ArchivePlan, KeptFor
 from backendops.contracts.job import Job
 from backendops.jobs.archive import Archive
 from backendops.jobs.destination import Destination
+from backendops.jobs.partition import Partition
 from backendops.policy.bind import suggestion
 from backendops.policy.document import Problems, Value
 
 FORMAT = "jsonl.gz"
+# What has no tables is archived under Celery's own names for them.
+_NAMED_AFTER: Final = ("celery_taskmeta", "celery_tasksetmeta")
 
 
 def with_destinations(  # noqa: PLR0913, PLR0917 - all that loading knows by then
@@ -29,6 +35,7 @@ def with_destinations(  # noqa: PLR0913, PLR0917 - all that loading knows by the
     """Each archive job, for each of its backends, with the store it goes to; a store that cannot be is a problem."""
     sent: dict[tuple[str, str], Job] = {}
     taken: dict[str, tuple[str, str]] = {}
+    kept: dict[str, list[KeptFor]] = defaultdict(list)
     for name, job in jobs.items():
         if not isinstance(job, Archive) or job.to is None:
             continue
@@ -44,7 +51,22 @@ def with_destinations(  # noqa: PLR0913, PLR0917 - all that loading knows by the
                 )
             taken[place] = (name, source)
             sent[name, source] = job.sent_to(store, source)
+            if job.to.backend is not None:
+                kept[job.to.backend].append(KeptFor(source, finding.plan(source)))
+                finding.blame_own(source, {own: jobs[own] for own in jobs if job.to.backend in on.get(own, ())})
+    for name, job in jobs.items():
+        for backend in on.get(name, ()):
+            if isinstance(job, Partition) and backend in kept:
+                sent[name, backend] = job.looking_after(_each_once(kept[backend]))
     return sent
+
+
+def _each_once(kept: Iterable[KeptFor]) -> tuple[KeptFor, ...]:
+    """Two jobs may send from one backend to one archive: its partitions are as the first of them says."""
+    by_place: dict[tuple[str, str, str | None], KeptFor] = {}
+    for each in kept:
+        by_place.setdefault((each.source, each.plan.name, each.plan.schema), each)
+    return tuple(by_place.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +89,27 @@ class _Finding:
                 self.problems.add(value.place, f"job {self.name!r}: {message}")
                 return
 
+    def plan(self, source: str) -> ArchivePlan:
+        """What the archive of `source` is called."""
+        plan = self.job.plan
+        return replace(plan, name=plan.name.replace("{backend}", source))
+
+    def blame_own(self, source: str, there: Mapping[str, Job]) -> None:
+        """A problem where the destination archives its own results under the same name; `there` has its jobs."""
+        target = self.to.backend or ""
+        if source not in self.backends or target not in self.backends:
+            return
+        plan, tables = self.plan(source), self.backends[source].table_names() or _NAMED_AFTER
+        names = {plan.name.replace("{table}", table) for table in tables}
+        for name, job in there.items():
+            if isinstance(job, Archive) and job.to is None and job.table_schema == plan.schema:
+                own = {job.table.replace("{table}", table) for table in self.backends[target].table_names()}
+                if both := sorted(names & own):
+                    self.blame(
+                        f"{both[0]} would be the archive of {source!r} and, by job {name!r}, of {target!r} itself: "
+                        "write {backend} in `table`, such as '{backend}_{table}_archive'"
+                    )
+
     def store(self, source: str) -> tuple[ArchiveStore, str] | None:
         """The store for what comes from `source`, and what tells it from others; None where there is a problem."""
         return self._in_files(source) if self.to.files is not None else self._in_backend(source)
@@ -78,7 +121,11 @@ class _Finding:
             return None
         backend = self.backends[source]
         assert isinstance(backend, CanHandOver)  # noqa: S101 - paired by it
-        written = Path((self.to.files or "").replace("{backend}", source)).expanduser()
+        try:
+            written = Path((self.to.files or "").replace("{backend}", source)).expanduser()
+        except RuntimeError as error:
+            self.blame(f"{self.to.files!r}: {error}: write the whole path")
+            return None
         path = Path(self.problems.file).parent.absolute() / written
         return FileStore(path, form.suffix, self.job.every, backend.zone), str(path)
 
@@ -100,6 +147,5 @@ class _Finding:
         if keeper is None:
             return None
         assert isinstance(keeper, CanKeepArchive)  # noqa: S101 - seen above
-        plan = self.job.plan
-        plan = replace(plan, name=plan.name.replace("{backend}", source))
+        plan = self.plan(source)
         return keeper.archive_store(plan), f"{target} {plan.schema or ''}.{plan.name}"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from backendops.backends.files import FORMATS, FileStore
+from backendops.contracts.capabilities import ArchivePlan, KeptFor
 from backendops.contracts.errors import PolicyError
 from backendops.jobs.archive import Archive
+from backendops.jobs.partition import Partition
 from backendops.policy.load import load_policy
 from backendops.policy.model import Policy
 
@@ -96,6 +99,46 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 def test_two_sources_in_one_archive(tmp_path: Path, to: str) -> None:
     (said,) = problems(tmp_path, f"  archive: {{backend: [results, more], older_than: 7d, to: {to}}}")
     assert "the archives of 'results' and 'more' would be one: write {backend} in" in said
+
+
+def test_the_partition_job_of_the_destination_looks_after_what_is_sent_there(tmp_path: Path) -> None:
+    policy = loaded(
+        tmp_path,
+        "  far: {kind: archive, backend: [results, cache], older_than: 7d, every: day, table: '{backend}_{table}',"
+        " to: {backend: warehouse}}\n"
+        "  again: {kind: archive, backend: results, older_than: 9d, every: week, table: '{backend}_{table}',"
+        " to: {backend: warehouse}}\n"
+        "  files: {kind: archive, backend: more, older_than: 7d, to: {files: /srv/kept}}\n"
+        "  partition: {keep: 13 months}",
+    )
+    kept = {
+        pair.backend_name: pair.job.plan(datetime.now(UTC)).kept_for
+        for pair in policy.pairs
+        if isinstance(pair.job, Partition)
+    }
+    assert kept == {
+        "results": (),
+        "more": (),
+        "warehouse": (
+            KeptFor("results", ArchivePlan("results_{table}", None, "day")),
+            KeptFor("cache", ArchivePlan("cache_{table}", None, "day")),
+        ),
+    }
+
+
+@pytest.mark.parametrize("source", ["results", "cache"])
+def test_the_destinations_own_archive_is_another(tmp_path: Path, source: str) -> None:
+    jobs = f"  far: {{kind: archive, backend: {source}, older_than: 7d, to: {{backend: warehouse}}}}\n"
+    own = "  archive: {backend: warehouse, older_than: 7d"
+    (said,) = problems(tmp_path, jobs + own + "}")
+    assert f"celery_taskmeta_archive would be the archive of {source!r} and, by job 'archive', of 'warehouse'" in said
+    loaded(tmp_path, jobs + own + ", schema: own}")
+    loaded(tmp_path, jobs + own + ", table: '{table}_own'}")
+
+
+def test_a_home_that_there_is_not(tmp_path: Path) -> None:
+    (said,) = problems(tmp_path, "  archive: {backend: results, older_than: 7d, to: {files: ~no-such-user/kept}}")
+    assert "home directory" in said
 
 
 def test_archives_elsewhere_need_not_agree_with_the_one_here(tmp_path: Path) -> None:

@@ -11,23 +11,33 @@ from sqlalchemy import Connection
 from backendops.backends.postgres.archive_table import (
     ArchiveTable,
     Partition,
-    archive_name,
     create_partition,
     ensure_archive,
     find_archive,
+    refreshed,
     with_ddl,
 )
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.errors import STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.live_partition import LiveWork, ahead_of, look_at_live, maintain_live
+from backendops.backends.postgres.partition_archives import (
+    Looked,
+    default_of,
+    keeping_others_out,
+    look,
+    look_at_kept,
+    look_at_own,
+    plan_for,
+    with_own_archives,
+)
 from backendops.backends.postgres.partition_drain import drain_default
-from backendops.backends.postgres.partition_work import NewPartition, Work, count_ahead, decide
-from backendops.backends.postgres.quarantine import Detached, Retirement, list_detached, retiring_partitions
-from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
-from backendops.backends.sql_files import fill, load, statements
+from backendops.backends.postgres.partition_work import NewPartition, Work, count_ahead
+from backendops.backends.postgres.quarantine import Detached, Retirement, retiring_partitions
+from backendops.backends.postgres.tables import FoundTables, LiveTable, find_tables
+from backendops.backends.sql_files import load
 from backendops.contracts import metrics
-from backendops.contracts.capabilities import CanPartition, PartitionPlan
-from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
+from backendops.contracts.capabilities import CanPartition, KeptFor, PartitionPlan
+from backendops.contracts.errors import BackendBusy, BackendError, BackendLocked, BackendRefused
 from backendops.contracts.readings import Finding, Reading, Severity
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import format_bytes
@@ -39,67 +49,52 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
     """Can keep the partitions of its archives."""
 
     def preview_partitions(self, plan: PartitionPlan) -> Preview:
-        said: list[str] = []
-        sql: list[str] = []
-        findings: list[Finding] = []
-        states: list[tuple[ArchiveTable | None, tuple[Detached, ...]]] = []
-        lives: list[LiveWork] = []
         with self.transaction(read_only=True) as connection:
             found = find_tables(self, connection)
-            findings += found.missing
-            for live in found.tables:
-                archive, detached, work = self._look(connection, live, plan)
-                schema, name = archive_name(live, plan.archive)
-                where = f"{quoted(schema)}.{quoted(name)}"
-                states.append((archive, detached))
-                said.append(f"{where}: {_in_words(work, made=archive is not None)}")
-                sql += _statements(where, schema, work, bool(archive and _default_of(archive)))
-                findings += _kept_again(work)
-                lives.append(look_at_live(self, connection, live, plan))
-            said += [words for one in lives if (words := one.in_words(plan))]
-            sql += [statement for one in lives for statement in one.statements()]
-            findings += [finding for one in lives for finding in one.findings]
+            looked = self._look_at_all(connection, found, plan)
+            lives = [look_at_live(self, connection, live, plan) for live in found.tables]
+        said = [one.in_words() for one in looked]
+        said += [words for one in lives if (words := one.in_words(plan))]
+        sql = [statement for one in looked for statement in one.statements()]
+        sql += [statement for one in lives for statement in one.statements()]
         return Preview(
-            "; ".join(said) or "Celery has made no tables yet: nothing to partition",
+            "; ".join(said) or _nothing(plan),
             statements=tuple(sql),
-            readings=_readings(states, lives, plan),
-            findings=tuple(findings),
+            readings=_readings(looked, lives, plan),
+            findings=tuple(_findings(found, looked, lives, plan)),
         )
 
     def maintain_partitions(self, plan: PartitionPlan, pace: Pace) -> Steps:
         with self.transaction() as connection:
             found = find_tables(self, connection)
+            own = with_own_archives(self, connection, found.tables, plan)
         failures: list[BackendError] = []
-        for live in found.tables:
-            # One archive that is busy or not ours must not keep the other waiting; it is reported all the same.
-            for maintain in (self._maintain, self._maintain_live):
-                try:
-                    yield from maintain(live, plan, pace)
-                except (BackendBusy, BackendRefused) as failure:
-                    failures.append(failure)
+        work = [self._maintain(live, plan, pace) for live in own]
+        work += [self._maintain_live(live, plan, pace) for live in found.tables]
+        work += [self._maintain_kept(kept, plan, pace) for kept in plan.kept_for]
+        for steps in work:
+            # One archive that is busy or not ours must not keep the others waiting; it is reported all the same.
+            try:
+                yield from steps
+            except (BackendBusy, BackendRefused) as failure:
+                failures.append(failure)
         with self.transaction() as connection:
-            looked = [self._look(connection, live, plan) for live in found.tables]
+            looked = self._look_at_all(connection, found, plan)
             lives = [look_at_live(self, connection, live, plan) for live in found.tables]
-        findings = [*found.missing, *(finding for *_, work in looked for finding in _kept_again(work))]
-        findings += [finding for one in lives for finding in one.findings]
-        findings += [_also_failed(failure) for failure in failures[1:]]
+        # A lock is only waited for: what a person has to see to comes first.
+        failures.sort(key=lambda failure: isinstance(failure, BackendLocked))
         yield Step(
-            what="" if found.tables else "Celery has made no tables yet: nothing to partition",
-            readings=_readings([(archive, detached) for archive, detached, _ in looked], lives, plan),
-            findings=tuple(findings),
+            what="" if looked else _nothing(plan),
+            readings=_readings(looked, lives, plan),
+            findings=(*_findings(found, looked, lives, plan), *map(_also_failed, failures[1:])),
         )
         if failures:
             raise failures[0]
 
-    def _look(
-        self, connection: Connection, live: LiveTable, plan: PartitionPlan
-    ) -> tuple[ArchiveTable | None, tuple[Detached, ...], Work]:
-        archive = find_archive(connection, live, plan.archive)
-        _, name = archive_name(live, plan.archive)
-        if archive is None:
-            return None, (), decide(name, None, (), plan, self.zone)
-        detached = list_detached(connection, archive.sql_name)
-        return archive, detached, decide(name, archive, detached, plan, self.zone)
+    def _look_at_all(self, connection: Connection, found: FoundTables, plan: PartitionPlan) -> list[Looked]:
+        own = with_own_archives(self, connection, found.tables, plan)
+        looked = [look_at_own(self, connection, live, plan) for live in own]
+        return looked + [one for kept in plan.kept_for for one in look_at_kept(self, connection, kept, plan)]
 
     def _maintain(self, live: LiveTable, plan: PartitionPlan, pace: Pace) -> Steps:
         with self.transaction() as connection:
@@ -109,7 +104,31 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
             yield Step(what=made)
         yield from drain_default(self, archive, plan.archive.every, pace)
         with self.transaction() as connection:
-            _, _, work = self._look(connection, live, plan)
+            archive = refreshed(connection, archive)
+            work = look(self, connection, archive, plan).work
+        yield from self._do(archive, work, plan)
+
+    def _maintain_kept(self, kept: KeptFor, plan: PartitionPlan, pace: Pace) -> Steps:
+        plan = plan_for(kept, plan)
+        with self.transaction() as connection:
+            names = [one.name for one in look_at_kept(self, connection, kept, plan)]
+        if not names:
+            return
+        with keeping_others_out(self, kept):
+            for name in names:
+                archive = self._kept_named(name, kept, plan)[0]
+                yield from drain_default(self, archive, plan.archive.every, pace)
+                yield from self._do(*self._kept_named(name, kept, plan), plan)
+
+    def _kept_named(self, name: str, kept: KeptFor, plan: PartitionPlan) -> tuple[ArchiveTable, Work]:
+        with self.transaction() as connection:
+            for one in look_at_kept(self, connection, kept, plan):
+                if one.name == name and one.archive is not None:
+                    return one.archive, one.work
+        raise BackendBusy(f"{name} was dropped meanwhile", "the next run looks again")
+
+    def _do(self, archive: ArchiveTable, work: Work, plan: PartitionPlan) -> Steps:
+        with self.transaction() as connection:
             retiring = retiring_partitions(connection, archive.oid)
         for partition in work.finish:
             yield self._finish(archive, partition, plan, ours=partition.oid in retiring)
@@ -141,7 +160,7 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
                     Severity.WARNING,
                     "partition.default-has-rows",
                     f"{new.name} cannot be made: the default partition of {archive.sql_name} has rows of its time",
-                    f"move the rows out of {', '.join(one.sql_name for one in _default_of(archive))} and DETACH it: "
+                    f"move the rows out of {', '.join(one.sql_name for one in default_of(archive))} and DETACH it: "
                     "an archive of backendops needs no default partition",
                 ),
             )
@@ -152,7 +171,7 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
         slots = {"archive": archive.slot, "partition": partition.slot}
         # Said before it is done: a crash in between leaves a table that the next run knows what to do with.
         with_ddl(self, lambda connection: _note(connection, partition.slot, retirement))
-        if _default_of(archive):
+        if default_of(archive):
             # The server refuses CONCURRENTLY here.
             with_ddl(self, lambda connection: connection.execute(load("postgres", "partition", "detach", slots)))
         else:
@@ -219,66 +238,30 @@ def _note(connection: Connection, slot: str, retirement: Retirement) -> None:
     connection.execute(load("postgres", "partition", "note", {"partition": slot}), {"comment": str(retirement)})
 
 
-def _default_of(archive: ArchiveTable) -> tuple[Partition, ...]:
-    return tuple(one for one in archive.others if one.is_default)
+def _nothing(plan: PartitionPlan) -> str:
+    if plan.kept_for:
+        return "no other backend has archived anything here yet: nothing to partition"
+    return "Celery has made no tables yet: nothing to partition"
 
 
-def _in_words(work: Work, *, made: bool) -> str:
-    would = [] if made else ["make the archive"]
-    for verb, names in (
-        ("finish detaching", [one.name for one in work.finish]),
-        ("make", [one.name for one in work.create]),
-        ("detach", [one.name for one in work.retire]),
-        ("drop", [one.name for one in work.drop]),
-    ):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""  # noqa: PLR2004 - the statements name them all
-            would.append(f"{verb} {', '.join(names[:3])}{more}")
-    said = f"would {', '.join(would)}" if would else "every partition is there, none is past keeping"
-    return f"{said} ({len(work.waiting)} in quarantine)" if work.waiting else said
-
-
-def _statements(where: str, schema: str, work: Work, has_default: bool) -> Iterator[str]:
-    partition_sql, archive_sql = statements("postgres", "partition"), statements("postgres", "archive_table")
-
-    def shown(statement: str, slots: dict[str, str], **values: str) -> str:
-        text = fill(statement, slots)
-        for name, value in values.items():
-            text = text.replace(f":{name}", f"'{value}'")
-        return " ".join(line for line in text.splitlines() if not line.startswith("--"))
-
-    for one in work.finish:
-        yield shown(partition_sql["finish_detach"], {"archive": where, "partition": one.sql_name})
-    for new in work.create:
-        slots = {"archive": where, "partition": f"{quoted(schema)}.{quoted(new.name)}"}
-        yield shown(archive_sql["create_partition"], slots)
-        yield shown(archive_sql["attach_partition"], slots, start=new.start.isoformat(), end=new.end.isoformat())
-    for one in work.retire:
-        statement = partition_sql["detach" if has_default else "detach_concurrently"]
-        yield shown(statement, {"archive": where, "partition": one.sql_name})
-    for left in work.drop:
-        yield shown(partition_sql["drop"], {"partition": left.sql_name})
-
-
-def _kept_again(work: Work) -> Iterator[Finding]:
-    for left in work.kept_again:
-        yield Finding(
-            Severity.WARNING,
-            "partition.kept-again",
-            f"{left.sql_name} is in quarantine, but the policy would keep its rows now: it is not dropped",
-            left.way_back,
-        )
+def _findings(
+    found: FoundTables, looked: Sequence[Looked], lives: Sequence[LiveWork], plan: PartitionPlan
+) -> Iterator[Finding]:
+    # What only keeps the archives of others has no tables of Celery's; a name that is nearly right is told even so.
+    yield from (one for one in found.missing if not plan.kept_for or one.severity is not Severity.INFO)
+    for one in looked:
+        yield from one.findings()
+    for live in lives:
+        yield from live.findings
 
 
 def _also_failed(failure: BackendError) -> Finding:
     return Finding(Severity.WARNING, "partition.not-done", str(failure), failure.hint)
 
 
-def _readings(
-    states: list[tuple[ArchiveTable | None, tuple[Detached, ...]]], lives: Sequence[LiveWork], plan: PartitionPlan
-) -> tuple[Reading, ...]:
-    ahead = [count_ahead(archive.partitions, plan.now) if archive else 0 for archive, _ in states]
-    quarantined = sum(len(detached) for _, detached in states) + sum(len(one.detached) for one in lives)
+def _readings(looked: Sequence[Looked], lives: Sequence[LiveWork], plan: PartitionPlan) -> tuple[Reading, ...]:
+    ahead = [count_ahead(one.archive.partitions, plan.now) if one.archive else 0 for one in looked]
+    quarantined = sum(len(one.detached) for one in looked) + sum(len(one.detached) for one in lives)
     return (
         metrics.PARTITIONS_AHEAD.read(min([*ahead, *ahead_of(lives)], default=0)),
         metrics.PARTITIONS_QUARANTINED.read(quarantined),
