@@ -15,9 +15,12 @@ from backendops.contracts.errors import BackendBusy, BackendError, BackendRefuse
 # Every command backendops sends; the keys are the results' own and the lock's.
 ACL_COMMANDS: Final = (
     "+ping +info +time +select +client|setname +client|setinfo +client|list +client|no-touch +config|get "
-    "+scan +dbsize +pttl +type +strlen +get +getrange +exists +set +pexpire +unlink +object|idletime +memory|usage "
-    "+pubsub|channels +pubsub|numpat +eval +evalsha +script|load +watch +multi +exec +unwatch"
+    "+scan +dbsize +pttl +type +strlen +get +getrange +exists +set +pexpire +unlink +object|idletime +object|refcount "
+    "+memory|usage +pubsub|channels +pubsub|numpat +eval +evalsha +script|load +watch +multi +exec +unwatch"
 )
+
+# It refuses a line with a word that it does not know; 6.2 takes any.
+NOT_IN_7_0: Final = ("+client|setinfo", "+client|no-touch")
 
 
 def acl_line(username: str | None, prefix: str) -> str:
@@ -144,7 +147,10 @@ def translate(error: Exception, address: str, acl: str) -> BackendError:
     """The BackendError for one error of redis-py or of a socket."""
     text = _plain(error)
     if isinstance(error, driver.NoPermissionError) or _FORBIDDEN_IN_SCRIPT.search(str(error)):
-        return BackendRefused(f"{address} does not permit its user to do this: {text}", f"allow it: {acl}")
+        return BackendRefused(
+            f"{address} does not permit its user to do this: {text}",
+            f"allow it: {acl} (Redis 7.0 does not know {' and '.join(NOT_IN_7_0)}: leave them out there)",
+        )
     if isinstance(error, driver.AuthenticationError | driver.AuthenticationWrongNumberOfArgsError) or _login(text):
         return _login_refused(address, text)
     if known := _WORDS.get(_word(error, text)) or _told(text):

@@ -24,7 +24,7 @@ class WatchedLock(RedisLock):
     """redis-py's lock, renewed and given back by WATCH instead of a script: some servers forbid those."""
 
     def do_release(self, expected_token: str | bytes) -> None:
-        self._if_ours(expected_token, lambda transaction: transaction.delete(self.name))
+        self._if_ours(expected_token, lambda transaction: transaction.unlink(self.name))
 
     def do_reacquire(self) -> Literal[True]:
         lease = int((self.timeout or LEASE_SECONDS) * 1000)
