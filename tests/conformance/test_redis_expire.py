@@ -536,7 +536,7 @@ def test_a_preview_counts_what_a_run_would_do_and_sends_nothing_that_writes(
     assert commands <= {
         "ping", "select", "client|setname", "client|setinfo", "client|no-touch", "hello", "auth", "time", "info",
         "scan", "pttl", "type", "strlen", "get", "getrange", "evalsha", "eval", "script|load", "config|resetstat",
-        "exists", "object|idletime",
+        "exists", "object|idletime", "object|refcount",
     }  # fmt: skip
     assert everything(client) == before
     assert planned.oldest is not None

@@ -26,6 +26,9 @@ from backendops.backends.redis.keys import CHORD_PARTS
 # A pipeline of so many single commands lets other clients in between.
 COUNT: Final = 250
 
+# OBJECT REFCOUNT of a small number before Redis 8, whose time of last use is every such key's.
+SHARED: Final = 2147483647
+
 
 def page(  # noqa: PLR0913 - one call of the sweep
     client: redis.Redis, cursor: int, decision: Decision, tally: Tally, *, writes: bool, at_once: int
@@ -144,10 +147,9 @@ def _chord(
         tally.kept_for_ever += 1
         return [], []
     parts = _with_siblings(key, decision)
-    idle = [_idle(client, part) for part in parts]
-    if idle[parts.index(key)] is None:  # an LFU policy
+    quiet = min((idle for part in parts if (idle := _idle(client, part)) is not None), default=None)
+    if quiet is None:
         return ([Gift(key, "idle", milliseconds(keep), "")] if ttl == -1 else []), []
-    quiet = min(one for one in idle if one is not None)
     stem = key[:-2]
     finished = client.get(stem + b".c") == b"done"
     if not finished and not client.exists(stem + b".s"):
@@ -156,19 +158,17 @@ def _chord(
 
 
 def _idle(client: redis.Redis, key: bytes) -> timedelta | None:
-    try:
-        seconds: Any = client.object("IDLETIME", key)
-    except ResponseError as error:
-        if "LFU" in str(error):
-            return None
-        raise
-    return None if seconds is None else timedelta(seconds=seconds)
+    """Since the last use; None where nobody can tell, as in the script."""
+    seconds, holders = _each(client, [("OBJECT", "IDLETIME", key), ("OBJECT", "REFCOUNT", key)], raises=False)
+    if isinstance(seconds, ResponseError) and "LFU" not in str(seconds):
+        raise seconds
+    return timedelta(seconds=seconds) if isinstance(seconds, int) and holders != SHARED else None
 
 
-def _each(client: redis.Redis, commands: list[tuple[str, bytes]]) -> list[Any]:
+def _each(client: redis.Redis, commands: Sequence[tuple[str | bytes, ...]], *, raises: bool = True) -> list[Any]:
     if not commands:
         return []
     pipe = client.pipeline(transaction=False)
     for command in commands:
         pipe.execute_command(*command)  # type: ignore[no-untyped-call]  # redis-py has no types for it
-    return list(pipe.execute())
+    return list(pipe.execute(raise_on_error=raises))

@@ -130,10 +130,14 @@ local function task_key(key, ttl)
     return nil
 end
 
--- Milliseconds since the last use; nil under an LFU policy, and for what is not there.
+-- Milliseconds since the last use; nil under an LFU policy, for what is not there, and for a small number before Redis
+-- 8 and Valkey 8.1: keys of one such value share it, and the time of its last use.
 local function idle(key)
     local found = pcall('OBJECT', 'IDLETIME', key)
-    return type(found) == 'number' and found * 1000 or nil
+    if type(found) ~= 'number' or pcall('OBJECT', 'REFCOUNT', key) == 2147483647 then
+        return nil
+    end
+    return found * 1000
 end
 
 local function group_key(key, ttl)
@@ -164,6 +168,13 @@ local function chord_key(key, ttl, part)
     end
     local stem, keep = sub(key, 1, -3), now - chord_cutoff
     local quiet = idle(key)
+    for other in pairs(parts) do
+        -- In a cluster the other parts are on other nodes; Celery has no chords there.
+        local used = other ~= part and idle(stem .. other)
+        if used and (not quiet or used < quiet) then
+            quiet = used
+        end
+    end
     if not quiet then
         if ttl == -1 then
             given = given + 1
@@ -172,13 +183,6 @@ local function chord_key(key, ttl, part)
             end
         end
         return
-    end
-    for other in pairs(parts) do
-        -- In a cluster the other parts are on other nodes; Celery has no chords there.
-        local used = other ~= part and idle(stem .. other)
-        if used and used < quiet then
-            quiet = used
-        end
     end
     local finished = pcall('GET', stem .. '.c') == 'done'
     if not finished and pcall('EXISTS', stem .. '.s') == 0 then
