@@ -35,8 +35,9 @@ chaos: .venv/dev ## SIGKILL every changing command 200 times and the server 20 t
 	$(BIN)/python -m chaos $(ARGS)
 
 .PHONY: servers
-servers: ## Fetch what is in no wheel (Prometheus, PgBouncer, PostgreSQL 14, ...) into .cache; nothing is installed
-	@$(FIND_PYTHON); "$$python" tests/fetch_servers.py || test "$$CI" != true
+servers: .venv/dev ## Fetch what is in no wheel (Prometheus, PgBouncer, PostgreSQL 14, ...) into .cache; nothing is installed
+	@$(BIN)/python tests/fetch_servers.py || test "$$CI" != true
+	@$(BIN)/python tests/fetch_redis.py || test "$$CI" != true
 
 .PHONY: celeries
 celeries: .venv/dev ## Install old versions of Celery into .cache, each by itself, whose results the tests read
