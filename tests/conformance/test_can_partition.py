@@ -418,6 +418,21 @@ def test_a_draining_that_is_cut_short_is_gone_on_with(archived: str) -> None:
     assert sql(archived, f"SELECT count(*) FROM {ARCHIVE}") == [(300 + 730,)]
 
 
+def test_a_draining_goes_on_though_the_archive_got_columns_meanwhile(archived: str) -> None:
+    given_a_default(archived)
+    with opened(archived) as backend:
+        steps = backend.maintain_partitions(plan(), TimedPace(100))
+        next(steps)
+        steps.close()
+    # A Celery that was upgraded: the archive has its column, and what was taken out of it has not.
+    sql(archived, f"ALTER TABLE {ARCHIVE} ADD COLUMN newer text", f"ALTER TABLE {ARCHIVE}_rest ADD COLUMN own text")
+    with pytest.raises(BackendRefused, match="columns of its own: own"):
+        maintain(archived, plan())
+    sql(archived, f"ALTER TABLE {ARCHIVE}_rest DROP COLUMN own")
+    maintain(archived, plan())
+    assert sql(archived, f"SELECT count(*) FROM {ARCHIVE}") == [(300 + 730,)]
+
+
 def test_an_empty_default_partition_is_left_where_it_is(archived: str) -> None:
     sql(archived, f"CREATE TABLE {ARCHIVE}_rest PARTITION OF {ARCHIVE} DEFAULT")
     assert whats(maintain(archived, plan())) == []

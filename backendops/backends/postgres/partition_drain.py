@@ -13,9 +13,10 @@ from sqlalchemy import Connection
 
 from backendops.backends.postgres.archive_table import ArchiveTable, Partition, ensure_partitions, with_ddl
 from backendops.backends.postgres.connection import PostgresSession
-from backendops.backends.postgres.tables import quoted
+from backendops.backends.postgres.tables import list_columns, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import Every
+from backendops.contracts.errors import BackendRefused
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Pace, Step, Steps
 
@@ -26,6 +27,7 @@ _MARK: Final = "former default"
 class Former:
     """A table that was an archive's default partition, and has rows that are still to go back into the archive."""
 
+    oid: int
     sql_name: str
 
     @property
@@ -46,7 +48,9 @@ def filled_default(connection: Connection, archive: ArchiveTable) -> Partition |
 def former_defaults(connection: Connection, archive: ArchiveTable) -> tuple[Former, ...]:
     """Those that a run has taken out of the archive and not emptied yet."""
     rows = connection.execute(load("postgres", "partition", "list_detached"))
-    return tuple(Former(f"{quoted(row.schema)}.{quoted(row.name)}") for row in rows if row.comment == _comment(archive))
+    return tuple(
+        Former(row.oid, f"{quoted(row.schema)}.{quoted(row.name)}") for row in rows if row.comment == _comment(archive)
+    )
 
 
 def drain_default(session: PostgresSession, archive: ArchiveTable, every: Every, pace: Pace) -> Steps:
@@ -73,7 +77,16 @@ def drain_default(session: PostgresSession, archive: ArchiveTable, every: Every,
 
 
 def _empty(session: PostgresSession, archive: ArchiveTable, former: Former, every: Every, pace: Pace) -> Steps:
-    columns = literal(", ".join(quoted(column.name) for column in archive.columns))
+    with session.transaction() as connection:
+        own = [column.name for column in list_columns(connection, former.oid)]
+    # The archive may have got columns since it was taken out; what it has not got must not be lost.
+    if unknown := set(own) - {column.name for column in archive.columns}:
+        raise BackendRefused(
+            f"{former.sql_name}, which was the default partition of {archive.sql_name}, has columns of its own: "
+            f"{', '.join(sorted(unknown))}",
+            f"ALTER TABLE {archive.sql_name} ADD COLUMN …; of the same type, and run the job again",
+        )
+    columns = literal(", ".join(map(quoted, own)))
     slots = {"former": former.slot, "archive": archive.slot, "columns": columns}
     # From here on: what is removed stays in the index until a vacuum, and would be walked over again each time.
     since = "-infinity"
