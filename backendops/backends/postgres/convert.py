@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from math import ceil
@@ -19,17 +18,26 @@ from backendops.backends.postgres.convert_checks import (
     inspect,
     list_grants,
     refusals,
+    refuse,
     remarks,
 )
 from backendops.backends.postgres.convert_course import Course, new_names
+from backendops.backends.postgres.free_names import FreeNames
 from backendops.backends.postgres.live_leaves import leaf_rows, make_ahead
-from backendops.backends.postgres.live_lock import held, with_moment
-from backendops.backends.postgres.live_table import LiveState, Marker, ids_per_week, naive_in, newest_id, read_live
+from backendops.backends.postgres.live_lock import held, still_bound, unbind, with_moment
+from backendops.backends.postgres.live_table import (
+    LiveState,
+    Marker,
+    ids_per_week,
+    naive_in,
+    newest_id,
+    oldest_result,
+    read_live,
+)
 from backendops.backends.postgres.periods import fit, next_period, partition_name, period_start
 from backendops.backends.postgres.tables import LiveTable, find_tables
 from backendops.backends.postgres.undo import UndoOnPostgres
-from backendops.backends.sql_files import load
-from backendops.contracts.errors import BackendError, BackendRefused
+from backendops.contracts.errors import BackendBusy, BackendRefused
 from backendops.contracts.partitions import CanConvert, Conversion, ConversionPlan, Converted
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Pace, Step, Steps
@@ -37,6 +45,10 @@ from backendops.contracts.run import Pace, Step, Steps
 # Between the CHECK and the swap lie seconds. Were the process killed in them and never run again, results would be
 # refused from the bound on: it lies a week ahead, and whatever of ours runs next takes the CHECK away.
 FUSE: Final = timedelta(days=7)
+# By id a week is what the rate of the results makes of it. Where none is older than a day there is no rate yet to rely
+# on: ten results a second for a day.
+RATE_KNOWN: Final = timedelta(days=1)
+FUSE_IDS: Final = 1_000_000
 
 
 class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
@@ -59,11 +71,11 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
             if state.state != "partitioned":
                 course = self._chart(connection, live, plan)
                 reasons = (*_in_between(live, state), *refusals(live, course.found), *_no_room(course, plan))
-                _refuse(reasons)
-                yield Step(findings=tuple(remarks(live, course.found)))
+                refuse(reasons)
         if state.state == "partitioned":
             yield Step(what=_already(live, state))
         else:
+            yield Step(findings=tuple(remarks(live, course.found)))
             for sent in course.index():
                 with self.autocommit(self.limits.budget) as connection:
                     connection.execute(sent.statement)
@@ -77,7 +89,8 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
         found = inspect(connection, live)
         indexes = found.indexes
         if found.date_index is None:
-            to_build = Index(0, index_name(live), True, False, False, True, 0, None, ("date_done",))
+            dropped = FreeNames(connection, live.schema, (one.name for one in found.invalid))
+            to_build = Index(0, dropped.take(index_name(live)), True, False, False, True, 0, None, ("date_done",))
             indexes = (*(one for one in indexes if one not in found.invalid), to_build)
         if plan.by == "id":
             first = free_name(connection, live.schema, fit(live.name, "_first"))
@@ -85,7 +98,9 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
             rows = leaf_rows(self, connection, live, plan.rows, plan.now)
             newest = newest_id(connection, live)
             week = ids_per_week(self, connection, live, newest, plan.now)
-            bound: int | datetime = newest + max(rows, ceil(week))
+            oldest = oldest_result(self, connection, live)
+            is_young = oldest is None or oldest.done > plan.now - RATE_KNOWN
+            bound: int | datetime = newest + max(rows, ceil(week), FUSE_IDS if is_young else 0)
             upper = None
             marker = Marker("id", first, rows=plan.rows)
         else:
@@ -95,8 +110,11 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
             leaf = free_name(connection, live.schema, name)
             bound, upper = naive_in(start, self.zone), naive_in(next_period(start, plan.every, self.zone), self.zone)
             marker = Marker("date_done", first, every=plan.every)
-        marker = replace(marker, renamed=new_names(live, first, indexes), comment=found.row.comment)
-        return Course(live, found, marker, indexes, list_grants(connection, live.oid), bound, leaf, upper)
+        renamed = new_names(live, first, indexes, FreeNames(connection, live.schema))
+        marker = replace(marker, renamed=renamed, comment=found.row.comment)
+        names = FreeNames(connection, live.schema, renamed.values())
+        key, index = names.take(fit(live.name, "_pkey")), names.take(index_name(live))
+        return Course(live, found, marker, indexes, list_grants(connection, live.oid), bound, leaf, upper, key, index)
 
     def _swapped(self, plan: ConversionPlan) -> Step:
         """From the CHECK to the commit in one go: what fails in between takes the CHECK away again."""
@@ -111,21 +129,17 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
             with self.transaction(statement_timeout=self.limits.budget) as connection:
                 course.validating().send(connection)
             swapping = with_moment(self, live.slot, [live.slot], course.swap(), before=course.prepare())
-        except BaseException:
-            with suppress(BackendError):
-                self._unbind(live)
+        except BaseException as error:
+            if not self._unbind(live) and isinstance(error, BackendBusy):
+                raise still_bound(live.sql_name, course.bound, error) from error
             raise
         return Step(
             what=f"{live.sql_name} is partitioned by {course.marker.by}; no row was copied"
             f"{held(bounding)} for the CHECK{held(swapping)} for the rest"
         )
 
-    def _unbind(self, live: LiveTable) -> None:
-        """Take our CHECK away, on a connection of its own: the run's may be cancelled or lost."""
-        with self.connect() as connection, connection.begin():
-            self.bound(connection)
-            if read_live(connection, live).bound is not None:
-                connection.execute(load("postgres", "live_partition", "drop_bound", {"leaf": live.slot}))
+    def _unbind(self, live: LiveTable) -> bool:
+        return unbind(self, live.oid, live.slot)
 
 
 def live_named(session: PostgresSession, connection: Connection, table: Converted) -> LiveTable:
@@ -138,14 +152,6 @@ def live_named(session: PostgresSession, connection: Connection, table: Converte
         f"there is no {table} table {getattr(session.tables, table)!r} yet",
         "Celery makes it with the first result it stores; or name it under `tables:` of the backend",
     )
-
-
-def _refuse(reasons: Iterable[Finding]) -> None:
-    found = tuple(reasons)
-    if found:
-        raise BackendRefused(
-            "; ".join(one.sentence for one in found), "; ".join(dict.fromkeys(one.fix for one in found if one.fix))
-        )
 
 
 def _in_between(live: LiveTable, state: LiveState) -> Iterable[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from backendops.backends.postgres.periods import fit
 from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.backends.sql_files import literal, load
+from backendops.contracts.errors import BackendRefused
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.units import format_bytes
 
@@ -98,9 +99,14 @@ def list_indexes(connection: Connection, oid: int) -> tuple[Index, ...]:
     )  # fmt: skip
 
 
-def list_grants(connection: Connection, oid: int) -> tuple[tuple[str, dict[str, str]], ...]:
-    """The statements that give a new table the grants of this one: names of convert.sql, and their slots."""
-    rows = connection.execute(load("postgres", "convert", "list_grants"), {"oid": oid})
+def list_grants(
+    connection: Connection, oid: int, owned_as: int | None = None
+) -> tuple[tuple[str, dict[str, str]], ...]:
+    """The statements that give a new table the grants of this one: names of convert.sql, and their slots.
+
+    Without those to the owner of the table `owned_as`, who needs none; left out: to its own.
+    """
+    rows = connection.execute(load("postgres", "convert", "list_grants"), {"oid": oid, "owned_as": owned_as or oid})
     return tuple(
         (
             "grant_on" if row.is_grantable else "grant",
@@ -131,22 +137,14 @@ def refusals(live: LiveTable, found: Inspected) -> Iterator[Finding]:
             f"{name} belongs to {row.owner}, who may not own new tables in schema {quoted(live.schema)}",
             f"GRANT CREATE ON SCHEMA {quoted(live.schema)} TO {quoted(row.owner)};",
         )
-    for there, what, fix in (
-        (row.triggers, "triggers", "drop them: they would stay with the old table alone"),
+    yield from _dependents(
+        live,
         (row.foreign_keys, "foreign keys", "drop them: a partitioned table cannot be referred to by task id"),
         (row.exclusions, "exclusion constraints", "drop them: they cannot hold over partitions"),
-        (
-            row.views,
-            "views or rules that read it",
-            "drop them, and make them again afterwards: they know the old table",
-        ),
-        (row.functions, "functions that depend on it", "drop them, and make them again afterwards"),
         (row.publications, "publications", "take it out of them: subscribers have no such partitions"),
         (row.parents, "parents that it inherits from", "ALTER TABLE … NO INHERIT"),
-        (["row level security"] if row.row_security else [], "policies", "row level security is not carried over"),
-    ):
-        if there:
-            yield _no("depends", f"{name} has {what}: {', '.join(there[:5])}", fix)
+        *_tied(row),
+    )
     if row.persistence != "p":
         yield _no("unlogged", f"{name} is not an ordinary, logged table", f"ALTER TABLE {name} SET LOGGED;")
     if row.is_typed or row.has_identity:
@@ -167,6 +165,44 @@ def refusals(live: LiveTable, found: Inspected) -> Iterator[Finding]:
         yield _no(
             "no-primary-key", f"{name} has no primary key on id, as Celery's table has", "is it Celery's own table?"
         )
+
+
+def undo_refusals(live: LiveTable, row: Any) -> Iterator[Finding]:
+    """What would go with the partitioned table, or keep it from going."""
+    yield from _dependents(
+        live,
+        (row.foreign_keys, "foreign keys", "drop them, and make them again afterwards"),
+        (row.published, "publications of its own", "take it out of them, and put it in again afterwards"),
+        *_tied(row),
+    )
+
+
+def refuse(reasons: Iterable[Finding]) -> None:
+    """Raise BackendRefused with all of them, where there are any."""
+    found = tuple(reasons)
+    if found:
+        raise BackendRefused(
+            "; ".join(one.sentence for one in found), "; ".join(dict.fromkeys(one.fix for one in found if one.fix))
+        )
+
+
+def _tied(row: Any) -> Iterator[tuple[list[str], str, str]]:
+    """What belongs to the very table that stands under the name, and to no other that gets it."""
+    again = "drop them, and make them again afterwards"
+    yield row.triggers, "triggers", f"{again}: they would stay with the old table alone"
+    yield row.views, "views or rules that read it", f"{again}: they know the old table"
+    yield row.functions, "functions that depend on it", again
+    security = ["row level security"] if row.row_security else []
+    yield security, "policies", "row level security is not carried over: drop it, and make it again afterwards"
+    # Celery asks it for numbers by name; it would go when the partition that it belongs to is dropped.
+    loose = " ".join(f"ALTER SEQUENCE {one} OWNED BY NONE;" for one in row.owned_sequences)
+    yield row.owned_sequences, "sequences that would be dropped with it", loose
+
+
+def _dependents(live: LiveTable, *found: tuple[list[str], str, str]) -> Iterator[Finding]:
+    for there, what, fix in found:
+        if there:
+            yield _no("depends", f"{live.sql_name} has {what}: {', '.join(there[:5])}", fix)
 
 
 def remarks(live: LiveTable, found: Inspected) -> Iterator[Finding]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from backendops.backends.postgres.convert_checks import Index, Inspected, index_name
+from backendops.backends.postgres.convert_checks import Index, Inspected
+from backendops.backends.postgres.free_names import FreeNames
 from backendops.backends.postgres.live_table import Marker
 from backendops.backends.postgres.periods import fit
 from backendops.backends.postgres.sent import EXCLUSIVE, SHARE_UPDATE, Sent
@@ -36,6 +37,10 @@ class Course:
     """The partition that takes what comes from the bound on."""
     leaf_upper: datetime | None
     """Where that ends; by id it has no end."""
+    key_name: str
+    """The new parent's primary key, by id."""
+    index_name: str
+    """The new parent's index on date_done."""
 
     @property
     def first(self) -> str:
@@ -52,7 +57,8 @@ class Course:
         for index in self.found.invalid:
             yield Sent("convert", "drop_invalid", {"index": self._named(index.name)}, lock=SHARE_UPDATE, hold="none")
         if self.found.date_index is None:
-            slots = {"name": literal(quoted(index_name(self.live))), "live": self.live.slot}
+            built = next(one for one in self.indexes if not one.oid)
+            slots = {"name": literal(quoted(built.name)), "live": self.live.slot}
             yield Sent("convert", "index_date_done", slots, lock=SHARE_UPDATE, hold=f"none; {self._reading(2)}")
 
     def bounding(self) -> Sent:
@@ -100,9 +106,9 @@ class Course:
             yield self._rename(index)
         yield Sent("convert", "rename_table", {"live": parent, "name": literal(quoted(self.live.name))})
         if self.marker.by == "id":
-            old, new = (literal(quoted(one)) for one in (self._of_parent("key"), fit(self.live.name, "_pkey")))
+            old, new = (literal(quoted(one)) for one in (self._of_parent("key"), self.key_name))
             yield Sent("convert", "rename_constraint", {"live": live, "old": old, "name": new})
-        index_slots = {"index": self._named(self._of_parent("index")), "name": literal(quoted(index_name(self.live)))}
+        index_slots = {"index": self._named(self._of_parent("index")), "name": literal(quoted(self.index_name))}
         yield Sent("convert", "rename_index", index_slots)
         if self.marker.by == "id":
             yield Sent("convert", "attach_first", {"live": live, "first": first}, {"upper": self.bound})
@@ -146,11 +152,11 @@ class Course:
         return f"reads {format_bytes(size)}, up to {format_seconds(max(size / READ_BYTES, 0.1))}"
 
 
-def new_names(live: LiveTable, first: str, indexes: tuple[Index, ...]) -> dict[str, str]:
+def new_names(live: LiveTable, first: str, indexes: tuple[Index, ...], names: FreeNames) -> dict[str, str]:
     """What the first leaf's indexes and constraints are to be called, and what they were called."""
     renamed: dict[str, str] = {}
     for index in indexes:
         old = index.constraint or index.name
         new = fit(old.replace(live.name, first, 1)) if live.name in old else fit(first, f"_{old}"[:40])
-        renamed[new if new not in renamed else fit(first, f"_{index.oid}")] = old
+        renamed[names.take(new)] = old
     return renamed

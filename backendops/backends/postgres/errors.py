@@ -18,6 +18,7 @@ DEADLOCK: Final = "40P01"
 SERIALIZATION: Final = "40001"
 STATEMENT_TIMEOUT: Final = "57014"
 UNIQUE_VIOLATION: Final = "23505"
+DEPENDENT_OBJECTS: Final = "2BP01"
 CHECK_VIOLATION: Final = "23514"
 """Also raised for a row that no partition takes."""
 MADE_MEANWHILE: Final = frozenset({"42P07", "42701", "23505"})

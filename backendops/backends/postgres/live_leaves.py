@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import ceil
@@ -14,14 +13,14 @@ from sqlalchemy import Connection
 from backendops.backends.postgres.archive_table import free_name
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.convert_checks import LARGEST
-from backendops.backends.postgres.live_lock import held, with_moment
+from backendops.backends.postgres.live_lock import held, still_bound, unbind, with_moment
 from backendops.backends.postgres.live_table import Leaf, LiveState, ids_per_week, naive_in, newest_id, read_live
 from backendops.backends.postgres.periods import fit, next_period, partition_name, period_start
 from backendops.backends.postgres.sent import Sent, leaf
 from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.backends.sql_files import literal
 from backendops.contracts.capabilities import Every
-from backendops.contracts.errors import BackendError
+from backendops.contracts.errors import BackendBusy
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Step, Steps
 
@@ -66,7 +65,7 @@ def make_ahead(session: PostgresSession, live: LiveTable, ahead: int, now: datet
         state = read_live(connection, live)
     for one in state.leaves:
         if one.has_bound:
-            unbind(session, one)
+            with_moment(session, one.slot, [one.slot], [leaf("drop_bound", {"leaf": one.slot})])
             yield Step(what=f"took away the CHECK that a killed run had left on {one.sql_name}")
     while True:
         with session.transaction() as connection:
@@ -83,13 +82,6 @@ def make_ahead(session: PostgresSession, live: LiveTable, ahead: int, now: datet
         yield step
         if step.findings:
             return
-
-
-def unbind(session: PostgresSession, bound: Leaf) -> None:
-    """Take our CHECK off a leaf, on a connection of its own: the run's may be cancelled or lost."""
-    with session.connect() as connection, connection.begin():
-        session.bound(connection)
-        leaf("drop_bound", {"leaf": bound.slot}).send(connection)
 
 
 def _close_tail(session: PostgresSession, live: LiveTable, state: LiveState, there: Ahead, rows: int) -> Step:
@@ -117,7 +109,7 @@ def _close_tail(session: PostgresSession, live: LiveTable, state: LiveState, the
         leaf("rename_leaf", {"leaf": tail.slot, "name": literal(quoted(name))}),
         leaf("rename_leaf", {"leaf": _slot(live, between), "name": literal(quoted(tail.name))}),
     ]
-    bind = leaf("bound_ids", {"leaf": tail.slot}, bound=upper)
+    bind = leaf("bound_ids_between", {"leaf": tail.slot}, lower=tail.lower, bound=upper)
     seconds = _without_reading(session, live, tail, bind, close, before)
     return Step(what=f"made {name} of {live.sql_name}, for ids from {tail.lower:,} to {upper:,}{held(seconds)}")
 
@@ -174,9 +166,9 @@ def _without_reading(  # noqa: PLR0913, PLR0917 - as above
         with session.transaction(statement_timeout=session.limits.budget) as connection:
             leaf("validate_bound", {"leaf": bound.slot}).send(connection)
         return with_moment(session, live.slot, [bound.slot], wanted, before=before)
-    except BaseException:
-        with suppress(BackendError):
-            unbind(session, bound)
+    except BaseException as error:
+        if not unbind(session, bound.oid, bound.slot) and isinstance(error, BackendBusy):
+            raise still_bound(bound.sql_name, ", ".join(map(str, bind.values.values())), error) from error
         raise
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from time import monotonic
+from time import monotonic, sleep
 from typing import Final
 
 from sqlalchemy import Connection
@@ -13,11 +13,15 @@ from sqlalchemy import Connection
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.errors import DEADLOCK, LOCK_NOT_AVAILABLE, code_of
 from backendops.backends.postgres.sent import Sent, leaf, rendered, send_rendered
-from backendops.contracts.errors import BackendBusy
+from backendops.backends.sql_files import load
+from backendops.contracts.errors import BackendBusy, BackendError
 
 # While it is waited for, every writer of the table waits behind it: a tenth of a second first, 2 s at the very most.
 PATIENCE: Final = tuple(timedelta(seconds=seconds) for seconds in (0.1, 0.1, 0.25, 0.25, 0.5, 0.5, 1, 1, 2, 2))
 
+
+# Taking a CHECK away that stayed behind: for under two seconds of locks altogether, as the process may be asked to end.
+UNBIND_PATIENCE: Final = PATIENCE[:6]
 
 _HURRY: Final = leaf("hurry", {})
 
@@ -67,6 +71,33 @@ def with_moment(  # noqa: PLR0913, PLR0917 - what is sent, before the lock and u
         # Uneven rests: what is in the way may come again and again in a rhythm of its own.
         session.rest(random.uniform(0.1, 0.5) * attempt)  # noqa: S311 - no secret depends on it
     raise AssertionError("the last attempt returns or raises")
+
+
+def unbind(session: PostgresSession, oid: int, table: str) -> bool:
+    """Take our CHECK off a table, on a connection of its own, as the run's may be cancelled or lost; is it gone?"""
+    for patience in UNBIND_PATIENCE:
+        try:
+            with session.connect() as connection, connection.begin():
+                session.bound(connection, lock_timeout=patience)
+                if connection.execute(load("postgres", "live_partition", "is_bound"), {"oid": oid}).scalar_one():
+                    leaf("drop_bound", {"leaf": table}).send(connection)
+        except BackendBusy:
+            # Not the run's own rest, which a run that is asked to end does not take.
+            sleep(random.uniform(0.1, 0.2))  # noqa: S311 - no secret depends on it
+        except BackendError:
+            return False
+        else:
+            return True
+    return False
+
+
+def still_bound(table: str, bound: object, error: BackendBusy) -> BackendBusy:
+    """The error, and what was left behind for as long as its cause lasts."""
+    return BackendBusy(
+        f"{error}; and the CHECK backendops_bound is still on {table}: results from {bound} on would be refused",
+        "run the same command again when that session has ended, or `backendops partition undo`: each takes the CHECK "
+        "away, as does the next `partition` job",
+    )
 
 
 def held(seconds: float | None) -> str:

@@ -90,7 +90,7 @@ def maintain_live(session: PostgresSession, live: LiveTable, plan: PartitionPlan
     yield from make_ahead(session, live, plan.ahead, plan.now)
     for old in work.old:
         if old.may_go:
-            yield from retire(session, live, old, plan)
+            yield from retire(session, live, old, work.state.default, plan)
 
 
 def ahead_of(works: Sequence[LiveWork]) -> list[int]:

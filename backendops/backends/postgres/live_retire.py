@@ -76,7 +76,7 @@ def read_ages(connection: Connection, one: Leaf) -> Ages:
     return Ages(row.newest, row.oldest, row.unfinished)
 
 
-def retire(session: PostgresSession, live: LiveTable, old: Old, plan: PartitionPlan) -> Steps:
+def retire(session: PostgresSession, live: LiveTable, old: Old, default: Leaf | None, plan: PartitionPlan) -> Steps:
     """Detach a leaf, and begin its quarantine in the same transaction; looked at again under the lock."""
     one = old.leaf
     limit = naive(min(plan.live_cutoff or plan.now, plan.now), session.zone)
@@ -89,7 +89,10 @@ def retire(session: PostgresSession, live: LiveTable, old: Old, plan: PartitionP
         leaf("detach", {"live": live.slot, "leaf": one.slot}),
         Sent("partition", "note", {"partition": one.slot}, {"comment": str(retirement)}),
     ]
-    seconds = with_moment(session, live.slot, [one.slot], statements, still)
+    # A detach takes the default partition's lock too: autovacuum there is waited for beforehand.
+    quiet = [each.slot for each in (one, default) if each is not None]
+    before = [Sent("session", "prefer_indexes", {})]
+    seconds = with_moment(session, live.slot, quiet, statements, still, before)
     if seconds is None:
         yield Step(what=f"left {one.sql_name}: one of its results was stored again meanwhile")
         return

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
@@ -210,7 +210,16 @@ def ids_per_week(
             # A burst of a minute is no rate of a week.
             hours = max((now - row.done).total_seconds() / 3600, 1.0)
             rates.append((newest - row.id) / hours * 24 * 7)
+    if not rates and (oldest := oldest_result(session, connection, live)) is not None:
+        hours = max((now - oldest.done).total_seconds() / 3600, 1.0)
+        rates.append((newest - oldest.id) / hours * 24 * 7)
     return max(rates, default=0.0)
+
+
+def oldest_result(session: PostgresSession, connection: Connection, live: LiveTable) -> Any:
+    """The finished result of the lowest id, and when it was `done`; None where there is none."""
+    statement = load("postgres", "live_partition", "read_oldest_result", {"live": live.slot})
+    return connection.execute(statement, {"zone": session.date_done_timezone}).one_or_none()
 
 
 def naive_in(moment: datetime, zone: ZoneInfo) -> datetime:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final
 
 from sqlalchemy import Connection
 
@@ -18,7 +17,7 @@ from backendops.backends.postgres.archive_table import (
     with_ddl,
 )
 from backendops.backends.postgres.connection import PostgresSession
-from backendops.backends.postgres.errors import STATEMENT_TIMEOUT, code_of
+from backendops.backends.postgres.errors import DEPENDENT_OBJECTS, STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.live_partition import LiveWork, ahead_of, look_at_live, maintain_live
 from backendops.backends.postgres.partition_archives import (
     Looked,
@@ -41,8 +40,6 @@ from backendops.contracts.errors import BackendBusy, BackendError, BackendLocked
 from backendops.contracts.readings import Finding, Reading, Severity
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import format_bytes
-
-DEPENDENT_OBJECTS: Final = "2BP01"
 
 
 class PartitionsOnPostgres(PostgresSession, CanPartition):

@@ -97,7 +97,13 @@ class PartitionsByHandOnPostgres(PostgresSession, CanShowPartitions):
     def _attach(self, live: LiveTable | None, state: LiveState | None, one: Detached, statements: list[Sent]) -> None:
         _, lower, upper = parse_bounds(one.bounds)
         if live and state and state.default and isinstance(lower, datetime) and isinstance(upper, datetime):
-            beside_default(self, live, state, {"lower": lower, "upper": upper}, statements)
+            bounds = {"lower": lower, "upper": upper}
+            unbound = leaf("drop_bound", {"leaf": one.slot})
+            with self.transaction(statement_timeout=self.limits.budget) as connection:
+                # A run that was killed may have left it.
+                unbound.send(connection)
+                leaf("bound_within", {"leaf": one.slot}, **bounds).send(connection)
+            beside_default(self, live, state, bounds, [*statements, unbound])
             return
 
         def attach(connection: Connection) -> None:

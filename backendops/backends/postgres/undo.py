@@ -10,15 +10,25 @@ from typing import Final
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
-from backendops.backends.postgres.convert_checks import Index, index_name, list_grants, list_indexes
-from backendops.backends.postgres.live_lock import held, with_moment
+from backendops.backends.postgres.convert_checks import (
+    Index,
+    index_name,
+    inspect,
+    list_grants,
+    list_indexes,
+    refuse,
+    undo_refusals,
+)
+from backendops.backends.postgres.errors import CHECK_VIOLATION, DEPENDENT_OBJECTS, code_of
+from backendops.backends.postgres.free_names import FreeNames
+from backendops.backends.postgres.live_lock import held, unbind, with_moment
 from backendops.backends.postgres.live_table import Leaf, LiveState, read_live
 from backendops.backends.postgres.periods import fit
 from backendops.backends.postgres.sent import EXCLUSIVE, Sent
 from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
 from backendops.backends.postgres.undo_rows import Mover
 from backendops.backends.sql_files import literal, load
-from backendops.contracts.errors import BackendBusy, BackendRefused
+from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
 from backendops.contracts.partitions import Conversion, Converted, PlannedStatement
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Pace, Step, Steps
@@ -35,9 +45,12 @@ class Undoing:
     live: LiveTable
     state: LiveState
     base: Leaf
-    indexes: tuple[Index, ...]
-    """The base's."""
+    names: tuple[tuple[Index, str], ...]
+    """Those that get another name, and which."""
     grants: tuple[tuple[str, dict[str, str]], ...]
+    """As they are now."""
+    base_grants: tuple[tuple[str, dict[str, str]], ...]
+    """As the base has them, from before the conversion."""
 
     @property
     def others(self) -> tuple[Leaf, ...]:
@@ -49,9 +62,17 @@ class Undoing:
         live = self.live.slot
         for leaf in self.state.leaves:
             yield Sent("live_partition", "detach", {"live": live, "leaf": leaf.slot})
+            if leaf.has_bound:
+                # A killed job's: on the table it would refuse results one day, and now it keeps leaves from inheriting.
+                yield Sent("live_partition", "drop_bound", {"leaf": leaf.slot})
         yield Sent("convert", "drop_parent", {"live": live})
         yield Sent("convert", "rename_table", {"live": self.base.slot, "name": literal(quoted(self.live.name))})
-        yield from self._names()
+        for index, new in self.names:
+            yield self._renaming(index, new)
+        yield Sent("convert", "own", {"live": live, "owner": literal(quoted(self.state.owner))})
+        for name, grant in self.base_grants:
+            if (name, grant) not in self.grants:
+                yield Sent("convert", "revoke", {"live": live, **grant})
         for name, grant in self.grants:
             yield Sent("convert", name, {"live": live, **grant})
         for leaf in self.others:
@@ -59,21 +80,13 @@ class Undoing:
         # Until the last row is moved, the comment says what this table is.
         yield Sent("convert", "describe", {"live": live}, {"comment": str(self.state.marker)})
 
-    def _names(self) -> Iterator[Sent]:
-        renamed = self.state.marker.renamed if self.state.marker and self.base is self.state.first else {}
-        given: set[str] = set()
-        for index in self.indexes:
-            old = index.constraint or index.name
-            new = renamed.get(old) or _usual_name(self.live, index)
-            if new is None or new == old or new in given:
-                continue
-            given.add(new)
-            if index.constraint:
-                slots = {"live": self.live.slot, "old": literal(quoted(old)), "name": literal(quoted(new))}
-                yield Sent("convert", "rename_constraint", slots)
-            else:
-                where = literal(f"{quoted(self.live.schema)}.{quoted(old)}")
-                yield Sent("convert", "rename_index", {"index": where, "name": literal(quoted(new))})
+    def _renaming(self, index: Index, new: str) -> Sent:
+        old = index.constraint or index.name
+        if index.constraint:
+            slots = {"live": self.live.slot, "old": literal(quoted(old)), "name": literal(quoted(new))}
+            return Sent("convert", "rename_constraint", slots)
+        where = literal(f"{quoted(self.live.schema)}.{quoted(old)}")
+        return Sent("convert", "rename_index", {"index": where, "name": literal(quoted(new))})
 
 
 class UndoOnPostgres(PostgresSession):
@@ -90,15 +103,18 @@ class UndoOnPostgres(PostgresSession):
                 return Conversion("would take the CHECK of an unfinished conversion away", (drop.planned(),))
             others = state.leaves
             statements: tuple[PlannedStatement, ...] = ()
+            reasons: tuple[Finding, ...] = ()
             if state.state == "partitioned":
                 undoing = self._undoing(connection, live, state)
                 others, statements = undoing.others, tuple(_planned(undoing))
+                reasons = tuple(undo_refusals(live, inspect(connection, live).row))
         rows = sum(leaf.rows for leaf in others)
         size = format_bytes(sum(leaf.bytes for leaf in others))
         return Conversion(
             f"would make {live.sql_name} a plain table again; about {rows:,} rows ({size}) of {len(others)} partitions "
             "would be moved into it in batches, in sight all the time",
             statements,
+            reasons,
         )
 
     def undo(self, table: Converted, pace: Pace) -> Steps:
@@ -125,12 +141,15 @@ class UndoOnPostgres(PostgresSession):
             )
         # The fewer rows have to be moved, the better.
         base = state.first or max(state.leaves, key=lambda leaf: leaf.bytes)
-        return Undoing(live, state, base, list_indexes(connection, base.oid), list_grants(connection, live.oid))
+        names = _names(connection, live, state, base)
+        grants, had = list_grants(connection, live.oid), list_grants(connection, base.oid, owned_as=live.oid)
+        return Undoing(live, state, base, names, grants, had)
 
     def _swapped_back(self, live: LiveTable) -> Step:
         with self.transaction(statement_timeout=TWINS_BUDGET) as connection:
             state = read_live(connection, live)
             undoing = self._undoing(connection, live, state)
+            refuse(undo_refusals(live, inspect(connection, live).row))
             slots = {"live": live.slot, "key": live.key_column}
             twins = connection.execute(load("postgres", "convert", "find_key_twins", slots)).scalars().all()
         if twins:
@@ -165,18 +184,33 @@ class UndoOnPostgres(PostgresSession):
             Sent("convert", "describe", {"live": live.slot}, {"comment": comment}).send(connection)
 
     def _dropped(self, live: LiveTable, leaf: Leaf) -> bool:
-        """Drop it if it is empty, read under the lock."""
-
+        """Drop it if it is empty, which is read while everybody goes on; a killed run's CHECK is no hindrance."""
         slots = {"leaf": leaf.slot, "live": live.slot}
-
-        def is_empty(connection: Connection) -> bool:
-            return bool(connection.execute(load("postgres", "live_partition", "is_empty", slots)).scalar_one())
-
-        with self.transaction() as connection:
-            if not is_empty(connection):
+        with self.transaction(statement_timeout=self.limits.budget) as connection:
+            if not connection.execute(load("postgres", "live_partition", "is_empty", slots)).scalar_one():
                 return False
+        unbound = Sent("live_partition", "drop_bound", slots)
+        with_moment(self, live.slot, [leaf.slot], [unbound, Sent("convert", "close_leaf", slots)])
+        try:
+            with self.transaction(statement_timeout=self.limits.budget) as connection:
+                Sent("live_partition", "validate_bound", slots).send(connection)
+        except BackendError as error:
+            # Somebody put a row into the leaf itself, an instant ago; it is moved by the next run.
+            unbind(self, leaf.oid, leaf.slot)
+            if code_of(error) != CHECK_VIOLATION:
+                raise
+            return False
         wanted = [Sent("convert", "disinherit", slots), Sent("convert", "drop_leaf", slots)]
-        return with_moment(self, live.slot, [leaf.slot], wanted, is_empty) is not None
+        try:
+            with_moment(self, live.slot, [leaf.slot], wanted)
+        except BackendError as error:
+            if code_of(error) != DEPENDENT_OBJECTS:
+                raise
+            raise BackendRefused(
+                f"{leaf.sql_name} is empty, but something depends on it: {error}",
+                "drop the view that was made of it, and undo again",
+            ) from error
+        return True
 
     def _named(self, connection: Connection, table: Converted) -> LiveTable:
         for live in find_tables(self, connection).tables:
@@ -185,6 +219,20 @@ class UndoOnPostgres(PostgresSession):
         raise BackendRefused(
             f"there is no {table} table {getattr(self.tables, table)!r}", "name it under `tables:` of the backend"
         )
+
+
+def _names(connection: Connection, live: LiveTable, state: LiveState, base: Leaf) -> tuple[tuple[Index, str], ...]:
+    """Of the base's indexes: as they were called before the conversion, or as Celery would, where that is free."""
+    renamed = state.marker.renamed if state.marker and base is state.first else {}
+    parent = list_indexes(connection, live.oid)
+    free = FreeNames(connection, live.schema, (one.constraint or one.name for one in parent))
+    found = []
+    for index in list_indexes(connection, base.oid):
+        old = index.constraint or index.name
+        new = renamed.get(old) or _usual_name(live, index)
+        if new is not None and new != old:
+            found.append((index, free.take(new)))
+    return tuple(found)
 
 
 def _usual_name(live: LiveTable, index: Index) -> str | None:

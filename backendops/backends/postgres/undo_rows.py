@@ -6,10 +6,12 @@ from collections.abc import Generator
 from time import monotonic
 from typing import Final
 
+from sqlalchemy import Connection
+
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.errors import DEADLOCK, LOCK_NOT_AVAILABLE, STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.live_table import Leaf
-from backendops.backends.postgres.tables import LiveTable, quoted
+from backendops.backends.postgres.tables import LiveTable, list_columns, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.errors import BackendBusy, BackendError
 from backendops.contracts.run import Pace, Step
@@ -29,11 +31,11 @@ class Mover:
     """One leaf's rows on their way."""
 
     def __init__(self, session: PostgresSession, live: LiveTable, leaf: Leaf, pace: Pace) -> None:
-        columns = literal(", ".join(quoted(column.name) for column in live.columns))
         self._session = session
         self._live = live
+        self._leaf = leaf
         self._pace = pace
-        self._slots = {"leaf": leaf.slot, "live": live.slot, "columns": columns}
+        self._columns: tuple[str, ...] = tuple(column.name for column in live.columns)
         self._conflicts: set[int] = set()
         """Ids of rows that the plain table has already, by their id or their task id."""
 
@@ -68,6 +70,7 @@ class Mover:
         """How many rows were moved, and up to which id; None where others hold all that is left."""
         try:
             with self._session.transaction() as connection:
+                self._look_at_columns(connection)
                 statement = load("postgres", "convert", "move_back", self._slots)
                 moved = connection.execute(statement, {"low": low, "size": size}).scalars().all()
             return len(moved), max(moved, default=None)
@@ -79,6 +82,7 @@ class Mover:
         for number in ids:
             try:
                 with self._session.transaction() as connection:
+                    self._look_at_columns(connection)
                     connection.execute(load("postgres", "convert", "move_one_back", self._slots), {"id": number})
                 alone += 1
             except BackendError as error:
@@ -86,6 +90,16 @@ class Mover:
                     raise
                 self._conflicts.add(number)
         return alone, max(ids, default=None)
+
+    @property
+    def _slots(self) -> dict[str, str]:
+        columns = literal(", ".join(quoted(name) for name in self._columns))
+        return {"leaf": self._leaf.slot, "live": self._live.slot, "columns": columns}
+
+    def _look_at_columns(self, connection: Connection) -> None:
+        """A Celery that is upgraded meanwhile adds columns: locked against that, the leaf says which there are."""
+        connection.execute(load("postgres", "convert", "keep_columns", self._slots))
+        self._columns = tuple(column.name for column in list_columns(connection, self._leaf.oid))
 
     def _next_id(self, low: int) -> int | None:
         with self._session.transaction() as connection:

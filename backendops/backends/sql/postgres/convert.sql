@@ -42,6 +42,15 @@ SELECT
     ) AS functions,
     ARRAY(SELECT p.pubname::text FROM pg_catalog.pg_publication_tables AS p
           WHERE p.schemaname = n.nspname AND p.tablename = c.relname) AS publications,
+    ARRAY(SELECT p.pubname::text FROM pg_catalog.pg_publication AS p
+          JOIN pg_catalog.pg_publication_rel AS r ON r.prpubid = p.oid WHERE r.prrelid = c.oid) AS published,
+    ARRAY(
+        SELECT d.objid::regclass::text
+        FROM pg_catalog.pg_depend AS d
+        JOIN pg_catalog.pg_class AS s ON s.oid = d.objid AND s.relkind = 'S'
+        WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid
+            AND d.deptype = 'a'
+    ) AS owned_sequences,
     ARRAY(SELECT i.inhparent::regclass::text FROM pg_catalog.pg_inherits AS i WHERE i.inhrelid = c.oid) AS parents,
     ARRAY(SELECT x.gid FROM pg_catalog.pg_prepared_xacts AS x WHERE x.database = current_database()) AS prepared
 FROM pg_catalog.pg_class AS c
@@ -74,7 +83,7 @@ WHERE x.indrelid = CAST(:oid AS oid)
 ORDER BY i.relname;
 
 -- name: list_grants
--- Whole-table grants and those on single columns; the owner's own need no copy.
+-- Whole-table grants and those on single columns; the owner's own need no copy, nor those of who is to own it.
 SELECT DISTINCT
     a.privilege_type || coalesce(' (' || a.attname || ')', '') AS privilege,
     CASE WHEN a.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END AS grantee,
@@ -92,6 +101,7 @@ FROM (
     WHERE t.attrelid = CAST(:oid AS oid) AND NOT t.attisdropped
 ) AS a
 WHERE a.grantee <> a.relowner
+    AND a.grantee <> (SELECT o.relowner FROM pg_catalog.pg_class AS o WHERE o.oid = CAST(:owned_as AS oid))
 ORDER BY 1, 2;
 
 -- name: list_waiting_for
@@ -154,6 +164,10 @@ GRANT /* privilege */ SELECT /* end */ ON /* live */ celery_taskmeta TO /* grant
 -- The same for one that may pass it on.
 GRANT /* privilege */ SELECT /* end */ ON /* live */ celery_taskmeta TO /* grantee */ reporting WITH GRANT OPTION;
 
+-- name: revoke
+-- A right that was taken away while the table was partitioned does not come back with the table that was the first leaf.
+REVOKE /* privilege */ SELECT /* end */ ON /* live */ celery_taskmeta FROM /* grantee */ reporting;
+
 -- name: attach_first
 -- The validated CHECK says that every id is below the bound: nothing is read.
 ALTER TABLE /* live */ celery_taskmeta ATTACH PARTITION /* first */ celery_taskmeta_first
@@ -179,9 +193,19 @@ ALTER TABLE /* leaf */ celery_taskmeta_i1000000 INHERIT /* live */ celery_taskme
 -- The last of its rows was moved.
 ALTER TABLE /* leaf */ celery_taskmeta_i1000000 NO INHERIT /* live */ celery_taskmeta;
 
+-- name: close_leaf
+-- Nothing can come to it any more: once this is validated, by reading it while everybody goes on, it is empty and stays
+-- so. A leaf that was emptied has no rows, and gigabytes of dead ones to be read before that is known.
+ALTER TABLE /* leaf */ celery_taskmeta_i1000000 ADD CONSTRAINT backendops_bound CHECK (false) NOT VALID;
+
 -- name: drop_leaf
--- Under the exclusive lock, and only after it was read to be empty.
+-- Under the exclusive lock, and only after its CHECK (false) was validated.
 DROP TABLE /* leaf */ celery_taskmeta_i1000000;
+
+-- name: keep_columns
+-- The locks that moving a row takes anyway, in the order in which whoever adds a column takes them: until the commit
+-- nobody does.
+LOCK TABLE ONLY /* live */ celery_taskmeta, ONLY /* leaf */ celery_taskmeta_i1000000 IN ROW EXCLUSIVE MODE;
 
 -- name: move_back
 -- One statement: each row is in the one table or in the other, never in both and never in neither. What others hold

@@ -59,6 +59,14 @@ WHERE id <= :id AND date_done IS NOT NULL
 ORDER BY id DESC
 LIMIT 1;
 
+-- name: read_oldest_result
+-- For the rate where so few results are kept that none is that far back, and for whether there is one to rely on.
+SELECT id, date_done AT TIME ZONE :zone AS done
+FROM /* live */ celery_taskmeta
+WHERE date_done IS NOT NULL
+ORDER BY id
+LIMIT 1;
+
 -- name: quiet
 -- Waits for autovacuum (which gives way after a second) while readers and writers go on, so that nothing is left to
 -- wait for under the exclusive lock.
@@ -70,8 +78,16 @@ LOCK TABLE ONLY /* leaf */ celery_taskmeta_first IN SHARE UPDATE EXCLUSIVE MODE;
 LOCK TABLE ONLY /* live */ celery_taskmeta IN ACCESS EXCLUSIVE MODE;
 
 -- name: hurry
--- Nothing that is done under the exclusive lock may wait or take long: better to let go and try again.
-SELECT set_config('lock_timeout', '30ms', true), set_config('statement_timeout', '1s', true);
+-- Nothing that is done under the exclusive lock may wait or take long: better to let go and try again. Nor does its
+-- commit wait for a standby, which may be slow: whatever the application commits after it is in the log behind it.
+SELECT
+    set_config('lock_timeout', '30ms', true),
+    set_config('statement_timeout', '1s', true),
+    set_config(
+        'synchronous_commit',
+        CASE current_setting('synchronous_commit') WHEN 'off' THEN 'off' ELSE 'local' END,
+        true
+    );
 
 -- name: rename_leaf
 -- What was the tail is an ordinary partition from now on.
@@ -123,6 +139,23 @@ ADD CONSTRAINT backendops_bound CHECK (date_done IS NULL OR date_done < :lower O
 -- The same by id.
 ALTER TABLE /* leaf */ celery_taskmeta
 ADD CONSTRAINT backendops_bound CHECK (id < :bound) NOT VALID;
+
+-- name: bound_ids_between
+-- The same for a partition that gets an end: nothing but this tells of its beginning while it is detached.
+ALTER TABLE /* leaf */ celery_taskmeta_tail
+ADD CONSTRAINT backendops_bound CHECK (id >= :lower AND id < :bound) NOT VALID;
+
+-- name: bound_within
+-- A detached partition's own time: read now, while nobody but us uses it.
+ALTER TABLE /* leaf */ celery_taskmeta_p2026_12
+ADD CONSTRAINT backendops_bound CHECK (date_done IS NOT NULL AND date_done >= :lower AND date_done < :upper);
+
+-- name: is_bound
+-- Is there anything to take away?
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_constraint AS con
+    WHERE con.conrelid = CAST(:oid AS oid) AND con.conname = 'backendops_bound'
+);
 
 -- name: validate_bound
 -- Reads the whole table while everybody goes on reading and writing.
