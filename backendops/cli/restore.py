@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from backendops.cli.console import ProgressListener, distance, exit_code, moment
 from backendops.cli.options import Options
 from backendops.contracts.archive import Selection
 from backendops.contracts.errors import BackendError
+from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Outcome, Trigger
 from backendops.contracts.units import Forever, format_seconds
 from backendops.engine.drive import history
@@ -98,12 +100,17 @@ def _preview(pairs: list[Pair], selection: Selection, as_json: bool) -> int:
     try:
         for pair in pairs:
             document: dict[str, Any] = {"job": pair.job_name, "backend": pair.backend_name}
+            findings: tuple[Finding, ...] = ()
             try:
-                preview = Runner(ledger).preview(_restoring(pair, selection))
+                restoring = _restoring(pair, selection)
+                preview = Runner(ledger).preview(restoring)
+                assert isinstance(restoring.job, Restore)  # noqa: S101 - made so just now
                 document |= {"rows": preview.rows, "oldest": preview.oldest, "summary": preview.summary}
+                document["quarantined"] = [asdict(one) for one in restoring.job.quarantined]
                 codes.append(0)
                 oldest = f", the oldest of {moment(preview.oldest)} UTC" if preview.oldest else ""
                 said = f"{pair}: {preview.summary}{oldest}"
+                findings = preview.findings
             except BackendError as error:
                 document |= {"error": str(error), "hint": error.hint}
                 codes.append(error.exit_code)
@@ -111,11 +118,18 @@ def _preview(pairs: list[Pair], selection: Selection, as_json: bool) -> int:
             documents.append(document)
             if not as_json:
                 click.echo(masked(said))
+                _warn(pair, findings)
     finally:
         ledger.close()
     if as_json:
         print_json(documents)
     return exit_code(codes)
+
+
+def _warn(pair: Pair, findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        if finding.severity is not Severity.INFO:
+            click.echo(masked(f"{pair.backend_name}: {finding.sentence}; {finding.fix}"), err=True)
 
 
 def _restoring(pair: Pair, selection: Selection) -> Pair:
@@ -136,6 +150,7 @@ def _restore(  # noqa: PLR0913, PLR0917 - what the command was told
     codes: list[int] = []
     documents: list[dict[str, Any]] = []
     found: set[str] = set()
+    quarantined: set[str] = set()
     try:
         with history("look for runs whose process is gone"):
             ledger.mark_orphans()
@@ -149,6 +164,7 @@ def _restore(  # noqa: PLR0913, PLR0917 - what the command was told
                 report = Runner(ledger, listeners, stop).run(pair, Trigger.COMMAND)
                 assert isinstance(pair.job, Restore)  # noqa: S101 - made so above
                 found.update(pair.job.restored, pair.job.live_again)
+                quarantined.update(key for one in pair.job.quarantined for key in one.ids)
                 codes.append(report.outcome.exit_code)
                 documents.append(_document(archive, pair.job, report))
                 if not as_json:
@@ -156,12 +172,13 @@ def _restore(  # noqa: PLR0913, PLR0917 - what the command was told
     finally:
         stop.close()
         ledger.close()
-    missing = [one for one in selection.ids if one not in found]
+    missing = [one for one in selection.ids if one not in found | quarantined]
     if as_json:
         print_json({"restores": documents, "not_archived": missing})
     elif missing and not any(codes):
         click.echo(f"backendops: in none of the archives: {', '.join(missing)}", err=True)
-    return exit_code(codes) if any(codes) or not missing else Outcome.FAILED.exit_code
+    not_put_back = missing or quarantined - found
+    return exit_code(codes) if any(codes) or not not_put_back else Outcome.FAILED.exit_code
 
 
 def _expires_before(policy: Policy, backend: str, ledger: Ledger) -> datetime | None:
@@ -187,6 +204,7 @@ def _document(archive: Pair, job: Restore, report: RunReport) -> dict[str, Any]:
         "rows": report.rows,
         "restored": job.restored,
         "live_again": job.live_again,
+        "quarantined": [asdict(one) for one in job.quarantined],
         "error": report.error or None,
         "hint": report.hint or None,
     }
@@ -204,5 +222,6 @@ def _tell(archive: Pair, job: Restore, report: RunReport) -> None:
             click.echo(
                 f"{archive.job_name!r} archives them again in its next run ({soon}); `backendops pause` holds it"
             )
+    _warn(archive, report.findings)
     for key in job.live_again:
         click.echo(f"{archive.backend_name}: left, as it is live again: {key}", err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, ClassVar, Final
@@ -14,6 +15,7 @@ from backendops.contracts.archive import (
     CanTakeBack,
     Copy,
     PutBack,
+    Quarantined,
     Restoring,
     Selection,
 )
@@ -40,6 +42,7 @@ class Restore(Job):
     _selection: Selection = PrivateAttr()
     _restored: list[str] = PrivateAttr(default_factory=list)
     _live_again: list[str] = PrivateAttr(default_factory=list)
+    _quarantined: list[Quarantined] = PrivateAttr(default_factory=list)
 
     @classmethod
     def of(cls, archive: Archive, selection: Selection) -> Restore:
@@ -63,21 +66,36 @@ class Restore(Job):
         """The ids that were left in the archive, as there is a live result of theirs."""
         return self._live_again
 
+    @property
+    def quarantined(self) -> list[Quarantined]:
+        """What is meant and not in the archive: in retired partitions, which a restore does not take from."""
+        return self._quarantined
+
     def preview(self, backend: Any, now: datetime) -> Preview:
         if self._archive.store is None:
-            return _here(backend).preview_restore(self._selection, self._archive.plan)
+            here = _here(backend)
+            preview = here.preview_restore(self._selection, self._archive.plan)
+            return self._with_quarantined(preview, here.find_quarantined(self._selection, self._archive.plan))
         rows, oldest = 0, None
         with self._archive.store.open(self._archive.source, replace(self._archive.limits, read_only=True)) as store:
             for copy in store.find(self._selection, _LargePace()):
                 rows += len(copy.batch.rows)
                 first = min(row.done_at for row in copy.batch.rows)
                 oldest = first if oldest is None else min(oldest, first)
-        return Preview(f"would put back {rows:,} results from {self._archive.store.label}", rows=rows, oldest=oldest)
+            quarantined = store.find_quarantined(self._selection)
+        said = f"would put back {rows:,} results from {self._archive.store.label}"
+        return self._with_quarantined(Preview(said, rows=rows, oldest=oldest), quarantined)
+
+    def _with_quarantined(self, preview: Preview, found: Sequence[Quarantined]) -> Preview:
+        self._quarantined.extend(found)
+        return replace(preview, findings=(*preview.findings, *self._out_of_reach()))
 
     def run(self, backend: Any, now: datetime, pace: Pace) -> Steps:
         if self._archive.store is None:
-            steps = _here(backend).restore(self._selection, self._archive.plan, pace)
-            yield from self._told(steps, "the archive table")
+            here = _here(backend)
+            yield from self._told(here.restore(self._selection, self._archive.plan, pace), "the archive table")
+            self._quarantined.extend(here.find_quarantined(self._selection, self._archive.plan))
+            yield Step(findings=tuple(self._out_of_reach()))
             return
         if not isinstance(backend, CanTakeBack):
             raise BackendRefused(
@@ -86,6 +104,21 @@ class Restore(Job):
         with self._archive.store.open(self._archive.source, self._archive.limits) as store:
             yield from finish(backend, store, pace)
             yield from self._told(self._from_store(backend, store, pace), store.label)
+            self._quarantined.extend(store.find_quarantined(self._selection))
+        yield Step(findings=tuple(self._out_of_reach()))
+
+    def _out_of_reach(self) -> Iterator[Finding]:
+        elsewhere = self._archive.to.backend if self._archive.to else None
+        for one in self._quarantined:
+            many = "an unknown number of" if one.rows is None else f"{one.rows:,}"
+            until = f", which is dropped after {one.drop_after:%Y-%m-%d %H:%M} UTC" if one.drop_after else ""
+            yield Finding(
+                Severity.WARNING,
+                "restore.in-quarantine",
+                f"{many} results that are meant were left, as they are in the retired partition {one.name}{until}",
+                f"`backendops partitions reattach {one.name}{f' --backend {elsewhere}' if elsewhere else ''}`, then "
+                "restore again before the partition job's next run (`backendops pause` holds it)",
+            )
 
     def _told(self, restoring: Restoring, where: str) -> Steps:
         for put_back in restoring:

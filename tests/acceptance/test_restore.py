@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg2
@@ -144,6 +145,33 @@ def test_a_taken_archive_is_75_and_locked(command: Installed, results: str, tmp_
             assert (history[0]["outcome"], history[0]["rows"]) == ("locked", 0)
     assert count(results) == 50
     assert command.run("run-once", "archive").returncode == 0
+
+
+def test_what_is_in_quarantine_is_said_with_the_command_that_brings_it_back(
+    postgres18_url: str, fill_celery_table: Callable[..., None], tmp_path: Path
+) -> None:
+    fill_celery_table(postgres18_url, 2, due=1, older_than=timedelta(days=100), spread=timedelta(hours=1))
+    command = InProcess.with_policy(
+        tmp_path,
+        f"backends: {{results: {{url: '{postgres18_url}'}}}}\n"
+        "jobs: {archive: {older_than: 7d}, partition: {keep: 60d, quarantine: 3d}}",
+    )
+    (task_id,) = query(postgres18_url, "SELECT task_id FROM celery_taskmeta ORDER BY date_done DESC LIMIT 1")[0]
+    # The newest partition is never retired: the first run of `partition` makes newer ones.
+    for job in ("archive", "partition", "partition"):
+        assert command.run("run-once", job).returncode == 0
+    for arguments in (("--dry-run",), ()):
+        told = command.run("restore", "--task-id", str(task_id), *arguments)
+        assert told.returncode == int(not arguments)
+        assert "1 results that are meant were left, as they are in the retired partition" in told.stderr
+        assert "in none of the archives" not in told.stderr
+    document = json.loads(command.run("restore", "--task-id", str(task_id), "--json").stdout)
+    (one,) = document["restores"][0]["quarantined"]
+    assert (one["rows"], one["ids"], document["not_archived"]) == (1, [task_id], [])
+    assert command.run("partitions", "reattach", one["name"]).returncode == 0
+    restored = command.run("restore", "--task-id", str(task_id))
+    assert (restored.returncode, restored.stderr) == (0, "")
+    assert count(postgres18_url) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import pytest
 
 from backendops.backends.postgres import PostgresBackend
 from backendops.contracts.archive import CanTakeBack, Selection
+from backendops.contracts.capabilities import ArchivePlan, KeptFor
 from backendops.contracts.errors import BackendRefused
 from backendops.contracts.run import Step
 from backendops.jobs.archive import Archive
 from backendops.jobs.moving import finish
+from backendops.jobs.partition import Partition
 from backendops.jobs.restore import Restore
 from tests.celery_rows import back_date, celery_results, fill_celery_table
 from tests.conformance.destinations import SOURCE, Destination, Files, Tables, checksum, die_at, is_free, live_rows
@@ -248,6 +250,45 @@ def test_what_would_be_gone_at_once_is_refused(place: Place) -> None:
         place.restore(Selection(since=EVERYTHING.since, not_before=limit))
     job, _ = place.restore(Selection(since=limit, not_before=limit))
     assert len(job.restored) == 5
+
+
+# Files have no partitions.
+@pytest.mark.parametrize("place", ["here", "tables"], indirect=True)
+def test_what_is_in_quarantine_is_told_with_the_way_back(place: Place) -> None:
+    fill_celery_table(place.source.url, 60, older_than=timedelta(days=70), spread=timedelta(days=60))
+    place.archive()
+    partition = Partition.model_validate({"keep": "100d"})
+    keeper = place.source
+    if isinstance(place.destination, Tables):
+        keeper = place.destination.tables
+        partition = partition.looking_after((KeptFor(SOURCE, ArchivePlan()),))
+    rows = sorted(place.rows(), key=lambda row: row["done_at"])
+    with keeper.opened() as backend:
+        drive(partition.run(backend, datetime.now(UTC), FixedPace(100)))
+    left = {row["task_id"] for row in place.rows()}
+    retired = [row["task_id"] for row in rows if row["task_id"] not in left]
+    assert 0 < len(retired) < 30
+    with place.source.previewing() as backend:
+        preview = Restore.of(place.job, EVERYTHING).preview(backend, datetime.now(UTC))
+    assert preview.rows == 30 - len(retired)
+    assert {finding.code for finding in preview.findings} == {"restore.in-quarantine"}
+    job, steps = place.restore(Selection(ids=(retired[0], next(iter(left)), "no-such-id")))
+    assert len(job.restored) == 1
+    (one,) = job.quarantined
+    assert (one.rows, one.ids) == (1, (retired[0],))
+    (finding,) = (finding for step in steps for finding in step.findings)
+    assert f"`backendops partitions reattach {one.name}" in finding.fix
+    # What finished when none of it is meant is not counted.
+    job, _ = place.restore(Selection(since=rows[-1]["done_at"]))
+    assert job.quarantined == []
+    job, _ = place.restore()
+    assert sum(one.rows or 0 for one in job.quarantined) == len(retired)
+    with keeper.opened() as backend:
+        for one in job.quarantined:
+            drive(backend.reattach(one.name))
+    job, _ = place.restore()
+    assert (sorted(job.restored), job.quarantined) == (sorted(retired), [])
+    assert len(place.source.ids()) == 60
 
 
 def test_a_preview_counts_and_changes_nothing(place: Place) -> None:
