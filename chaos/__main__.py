@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from backendops.embedded import start_postgres
@@ -77,26 +77,30 @@ class Attack:
             sys.exit(f"{' '.join(command)} exited {process.returncode}: {said}")
         return time.monotonic() - began
 
-    def kill(self, scene: Scene, within: float, *, server: bool) -> None:
-        """Start the scene's command and SIGKILL it (or the server) at a random moment of its life."""
+    def kill(self, scene: Scene, within: float, *, server: bool) -> bool:
+        """SIGKILL the scene's command (or the server) at a random moment of its life; False where it ended before."""
         process = self.start(scene.command)
         # Half a second of start-up changes nothing: the moments are spread over what follows.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=self.random.uniform(min(0.4, within / 2), within))
-            self.late[scene.name] += 1
-        if server:
+        hit = process.poll() is None
+        if hit and server:
             self.store.postgres.kill()
             self.store.postgres.start()
-            process.communicate()
-        elif process.poll() is None:
+        elif hit:
             process.kill()
-            process.communicate()
+        _, said = process.communicate()
+        if not hit and process.returncode != COMPLETED:
+            sys.exit(
+                f"{scene.name} exited {process.returncode} by itself, after {self.kills[scene.name]} kills: {said}"
+            )
         self.store.settle()
-        self.kills[scene.name] += 1
+        (self.kills if hit else self.late)[scene.name] += 1
+        return hit
 
-    def must_be(self, scene: Scene, before: Sum) -> None:
+    def must_be(self, scene: Scene, before: Sum, keeps: str) -> None:
         """End with the difference where anything that had to stay is not what it was."""
-        now = self.store.sum(scene.keeps)
+        now = self.store.sum(keeps)
         if now != before:
             sys.exit(f"{scene.name}: {before} has become {now} after {self.kills[scene.name]} kills")
 
@@ -157,28 +161,31 @@ SCENES = (
 
 def play(attack: Attack, scene: Scene, kills: int, *, server: bool) -> None:
     """Kill the scene's command `kills` times; each time it is finished by a following run, it starts afresh."""
-    scene.prepare(attack)
-    before = attack.store.sum(scene.keeps)
-    alone = attack.complete(scene.command)
-    attack.must_be(scene, before)
+    alone: float | None = None
     left = kills
     while left:
         scene.prepare(attack)
-        before = attack.store.sum(scene.keeps)
-        # A few kills on top of one another, then the following run must complete.
-        for _ in range(min(left, attack.random.randint(1, 4))):
-            attack.kill(scene, alone, server=server)
-            attack.must_be(scene, before)
-            left -= 1
-        attack.complete(scene.command)
-        attack.must_be(scene, before)
+        # Of one moment: no row may come of age between two sums.
+        keeps = scene.keeps.replace("now()", f"timestamptz '{datetime.now(UTC).isoformat()}'")
+        before = attack.store.sum(keeps)
+        # The first time in peace, to know how long it takes; then a few kills on top of one another.
+        for _ in range(min(left, attack.random.randint(1, 4)) if alone else 0):
+            hit = attack.kill(scene, alone or 0, server=server)
+            attack.must_be(scene, before, keeps)
+            left -= hit
+            if not hit:
+                break  # nothing is left of its work: what is killed from here on would do nothing
+        took = attack.complete(scene.command)
+        alone = alone or took
+        attack.must_be(scene, before, keeps)
         if not scene.finished(attack):
             sys.exit(f"{scene.name}: the run after a kill completed, but its work is not done")
     what = "server" if server else "process"
     sys.stdout.write(
         f"{scene.name}: {kills} times SIGKILL to the {what}, {before.rows:,} rows the same each time "
-        f"({attack.late[scene.name]} came after its end)\n"
+        f"({attack.late[scene.name]} more ended before their moment)\n"
     )
+    attack.late.clear()
     sys.stdout.flush()
 
 
