@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -76,9 +78,9 @@ class Cron:
         for ahead in range(_FARTHEST):
             day = first + timedelta(days=ahead)
             if self._fits(day):
-                for firing in self._firings(day, zone):
-                    if firing > moment:
-                        return firing
+                firings = _firings(self, day, zone)
+                if (place := bisect_right(firings, moment)) < len(firings):
+                    return firings[place]
         raise ValueError("this cron line never fires")
 
     def _fits(self, day: date) -> bool:
@@ -86,19 +88,22 @@ class Cron:
         fits = by_date or by_weekday if self.either_day else by_date and by_weekday
         return fits and day.month in self.months
 
-    def _firings(self, day: date, zone: ZoneInfo) -> list[datetime]:
-        """The day's firings in UTC. An hour that clocks skip fires an hour later by the clock, never not at all."""
-        # An hour that comes twice fires twice only where every hour does: a nightly job runs once that night.
-        folds = (0, 1) if len(self.hours) == _HOUR.high + 1 else (0,)
-        return sorted(
-            {
-                datetime.combine(day, time(hour, minute, fold=fold), zone).astimezone(UTC)
-                for hour in self.hours
-                for minute in self.minutes
-                for fold in folds
-                if fold == 0 or _comes_twice(datetime.combine(day, time(hour, minute), zone))
-            }
-        )
+
+# A line of every minute has 1,440 a day, and is asked for the next one a dozen times when a policy loads.
+@lru_cache(maxsize=64)
+def _firings(cron: Cron, day: date, zone: ZoneInfo) -> list[datetime]:
+    """The day's firings in UTC. An hour that clocks skip fires an hour later by the clock, never not at all."""
+    # An hour that comes twice fires twice only where every hour does: a nightly job runs once that night.
+    folds = (0, 1) if len(cron.hours) == _HOUR.high + 1 else (0,)
+    return sorted(
+        {
+            datetime.combine(day, time(hour, minute, fold=fold), zone).astimezone(UTC)
+            for hour in cron.hours
+            for minute in cron.minutes
+            for fold in folds
+            if fold == 0 or _comes_twice(datetime.combine(day, time(hour, minute), zone))
+        }
+    )
 
 
 def _comes_twice(local: datetime) -> bool:

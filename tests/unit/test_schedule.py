@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -211,6 +212,13 @@ def test_a_host_that_slept_owes_one_run():
     late = trigger.get_next_fire_time(WEDNESDAY, awake)
     assert late == WEDNESDAY + timedelta(hours=8)
     assert trigger.get_next_fire_time(late, awake) == late + timedelta(seconds=1)
+
+
+def test_many_jobs_of_every_minute_are_read_at_once():
+    began = time.monotonic()
+    for _ in range(100):
+        Schedule.parse("* * * * *", BERLIN)
+    assert time.monotonic() - began < 5, "it was 15 s"
 
 
 def test_a_cron_line_owes_one_run_too():
