@@ -74,12 +74,15 @@ def command(options: Options, jobs: tuple[str, ...], backend: str | None, with_s
 
 
 def _look(runner: Runner, pair: Pair) -> Planned:
-    next_run = None if pair.schedule is None else pair.schedule.next_after(datetime.now(UTC))
     try:
         preview = runner.preview(pair)
-        return Planned(pair, next_run, preview, foreseen=runner.foresee(pair, preview))
+        return Planned(pair, _next_run(pair), preview, foreseen=runner.foresee(pair, preview))
     except BackendError as error:
-        return Planned(pair, next_run, None, error)
+        return Planned(pair, _next_run(pair), None, error)
+
+
+def _next_run(pair: Pair) -> datetime | None:
+    return None if pair.schedule is None else pair.schedule.next_after(datetime.now(UTC))
 
 
 def _document(planned: Planned) -> dict[str, Any]:

@@ -37,6 +37,8 @@ log = structlog.get_logger(__name__)
 EXIT_WITHIN: Final = 27.0
 # Asked twice (Ctrl-C, Ctrl-C), the steps in hand are interrupted at once and get this long to roll back.
 HURRY: Final = 3.0
+# A file that is no policy at all has a problem in every line of it.
+MOST_PROBLEMS: Final = 100
 # How soon a clock that was set back is noticed; half of what systemd's watchdog has patience for.
 LOOK_AT_CLOCK: Final = 5.0
 # How soon the end of the last run is noticed.
@@ -124,20 +126,22 @@ class Service:
         try:
             policy = _loaded(self._file)
             self._change_door(policy.http)
+            self._follow(policy)
         except PolicyError as error:
             self._refuse([str(problem) for problem in error.problems])
         except BackendopsError as error:
             self._refuse([str(error)])
         except Exception as error:  # noqa: BLE001 - a new policy may be refused, but it never ends the daemon
             self._refuse([f"unexpected {type(error).__name__}: {error}"])
-        else:
-            self._follow(policy)
         self._said = self._sentence()
         sd_notify.ready(self._said)
 
     def _refuse(self, problems: list[str]) -> None:
-        self._view.problems = tuple(problems)
-        for problem in problems:
+        shown = problems[:MOST_PROBLEMS]
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more: `backendops validate` has them all")
+        self._view.problems = tuple(shown)
+        for problem in shown:
             log.error("policy.problem", problem=problem)
         log.error("policy.refused", problems=len(problems), reason="the policy loaded before stays in force")
 
