@@ -354,7 +354,7 @@ def test_a_full_disk_keeps_nothing_and_says_so(directory: Path) -> None:
         store.prepare(SHAPE)
         with pytest.raises(BackendError, match="no space left") as failure:
             store.write(rows(10))
-    assert "no result was removed" in failure.value.hint
+    assert "no result is lost" in failure.value.hint
     assert list(period.iterdir()) == []
     keep(directory, rows(10))
     assert len(kept(directory)) == 10

@@ -31,18 +31,20 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def translated(error: OSError, path: Path) -> BackendError:
-    """The error in an operator's words; nothing was removed from any backend because of it."""
+    """The error in an operator's words. What was removed from a backend before it is in the archive."""
     where = error.filename or path
     if error.errno in _FULL:
         return BackendError(
-            f"there is no space left for {where}", "free some, or name another directory; no result was removed"
+            # Another directory would not know of a copy that is unfinished in this one.
+            f"there is no space left for {where}",
+            "make room on that disk; no result is lost, and the next run goes on from here",
         )
     if error.errno in _FORBIDDEN:
         return BackendRefused(
             f"{where} may not be read or written by {_user()}", "give that user the directory of the archive"
         )
     if error.errno == errno.EROFS:
-        return BackendRefused(f"{where} is on a read-only file system", "mount it writable, or name another directory")
+        return BackendRefused(f"{where} is on a read-only file system", "mount it writable; no result is lost")
     return BackendError(f"{where}: {error.strerror or error}", "see to the disk; the next run goes on where this ended")
 
 
