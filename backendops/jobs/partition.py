@@ -30,7 +30,11 @@ class Partition(Job):
     every: Every = Field("month", description="One partition per month, week or day; as in the archive job.")
     # Three months give a team on holiday a quarter to notice that the job stopped.
     ahead: Annotated[int, Field(ge=1, le=400)] = Field(3, description="How many future partitions there are.")
-    keep: Keep = Field(FOREVER, description="Partitions whose every row is older than this are retired.")
+    keep: Keep = Field(
+        FOREVER,
+        description="Partitions whose every row is older than this are retired; on a backend that keeps archives of "
+        "others (`to:`), theirs too.",
+    )
     keep_live: Keep = Field(
         FOREVER,
         description="The same for a live table that `backendops partition convert` partitioned: its partitions are "
