@@ -27,6 +27,8 @@ from tests.servers import Postgres
 
 INDEX = f"ix_{LIVE}_date_done"
 CREATE = IndexPlan(create_missing=True)
+# The first version with a privilege for it.
+MAINTAIN = 17
 # What keeps a build waiting, and nothing else: a snapshot older than the build, on another table.
 OLD_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM celery_tasksetmeta LIMIT 1"
 
@@ -303,6 +305,25 @@ def test_a_rebuild_ends_with_the_window_and_leaves_nothing(bloated: str) -> None
         assert "; what it left is dropped; " in said
     assert sorted(indexes_of(bloated)) == sorted([INDEX, f"{LIVE}_pkey", f"{LIVE}_task_id_key"])
     assert all(indexes_of(bloated).values())
+
+
+def test_a_role_that_may_not_rebuild_or_drop_is_told_so(bloated: str, postgres_server: Postgres) -> None:
+    theirs = other_role(bloated, "no_owner", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO no_owner")
+    sql(bloated, f"CREATE INDEX half_built ON {LIVE} (status)",
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'half_built'::regclass")  # fmt: skip
+    try:
+        for indexes, said in ((IndexPlan(drop_invalid=True), "may not drop"),
+                              (rebuilding(timedelta(minutes=5)), "may not rebuild")):  # fmt: skip
+            with pytest.raises(BackendRefused, match=said) as caught:
+                run(theirs, indexes)
+            assert 'GRANT "postgres" TO "no_owner";' in caught.value.hint
+        # Outside the window nothing is asked for that it may not do.
+        run(theirs, rebuilding(None))
+        if postgres_server.version >= MAINTAIN:
+            sql(bloated, f"GRANT MAINTAIN ON {LIVE} TO no_owner")
+            assert any(what.startswith("rebuilt ") for what in whats(run(theirs, rebuilding(timedelta(minutes=5)))))
+    finally:
+        sql(bloated, "DROP OWNED BY no_owner")
 
 
 def test_what_an_earlier_rebuild_left_is_dropped(bloated: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from backendops.backends.postgres import PostgresBackend
 from backendops.contracts.archive import Selection
+from backendops.contracts.job import Job
+from backendops.contracts.partitions import ConvertBy
 from backendops.contracts.readings import Finding
 from backendops.contracts.run import Outcome, Preview, Trigger
 from backendops.engine.ledger import Ledger
@@ -16,6 +18,7 @@ from backendops.engine.report import RunReport
 from backendops.engine.runner import Runner
 from backendops.jobs import JOBS
 from backendops.jobs.archive import Archive
+from backendops.jobs.partitions_by_hand import Convert, Reattach, Undo
 from backendops.jobs.restore import Restore
 from backendops.policy.model import Pair
 from tests.celery_rows import celery_results
@@ -105,6 +108,21 @@ def run(url: str, kind: str, backend: Mapping[str, Any] | None = None, **keys: A
     return Runner(Ledger.in_memory()).run(_pair(url, kind, backend, keys), Trigger.COMMAND)
 
 
+def by_hand(url: str, job: Job) -> RunReport:
+    """Run what only a command asks for."""
+    pair = Pair(job.kind_name, job, "results", PostgresBackend.model_validate({"url": url}), None)
+    return Runner(Ledger.in_memory()).run(pair, Trigger.COMMAND)
+
+
+def archive_far(url: str, destination: str, **keys: Any) -> RunReport:
+    """Archive into another database."""
+    pair = _pair(url, "archive", None, keys)
+    assert isinstance(pair.job, Archive)
+    keeper = PostgresBackend.model_validate({"url": destination})
+    job = pair.job.sent_to(keeper.archive_store(pair.job.plan), "results")
+    return Runner(Ledger.in_memory()).run(Pair("archive", job, "results", pair.backend, None), Trigger.COMMAND)
+
+
 def restore(url: str, backend: Mapping[str, Any] | None = None, **keys: Any) -> RunReport:
     """Put back all that an archive job has moved since the beginning."""
     archive = _pair(url, "archive", backend, keys)
@@ -146,6 +164,38 @@ def prove_every_job(results: Results, run_job: RunJob) -> dict[str, RunReport]:
     assert reports["vacuum"].rows > 0
     reports["pool-health"] = _completed(run_job("pool-health"))
     return reports
+
+
+def prove_conversion(results: Results, url: str, by: ConvertBy) -> None:
+    """Convert, write, make and retire partitions, take one back and undo by `url`: every row is what it was."""
+    _completed(by_hand(url, Convert(by=by)))
+    assert _kind(results) == "p"
+    celery_results(results.url, 3, **results.celery)
+    if by == "id":
+        # Far beyond the first leaf, which is past keeping by then.
+        results.date(timedelta(days=40), "true")
+        sql(results.url, f"DELETE FROM {results.live} WHERE date_done IS NULL")
+        sql(results.url, "SELECT setval('task_id_sequence', 30000000)")
+        celery_results(results.url, 3, **results.celery)
+    rows = _content(results)
+    _completed(run(url, "partition", keep_live="30d"))
+    if by == "id":
+        assert results.count(results.live) < rows[0]
+        _completed(by_hand(url, Reattach(name=f"{results.task}_first")))
+    assert _content(results) == rows
+    _completed(by_hand(url, Undo()))
+    assert (_kind(results), _content(results)) == ("r", rows)
+    celery_results(results.url, 1, **results.celery)
+
+
+def _kind(results: Results) -> str:
+    return str(sql(results.url, f"SELECT relkind FROM pg_class WHERE oid = {literal(results.live)}::regclass")[0][0])
+
+
+def _content(results: Results) -> tuple[int, str]:
+    """How many rows there are, and a checksum of every byte of them."""
+    rows = sql(results.url, f"SELECT count(*), md5(string_agg(t::text, '|' ORDER BY id)) FROM {results.live} AS t")
+    return rows[0][0], rows[0][1]
 
 
 def _completed(report: RunReport) -> RunReport:

@@ -12,15 +12,20 @@ import psycopg2
 import pytest
 from sqlalchemy import make_url
 
+from backendops.contracts.job import Job
 from backendops.contracts.run import Outcome
 from backendops.engine.report import RunReport
+from backendops.jobs.partitions_by_hand import Convert, Undo
 from tests.conformance.postgres_store import sql
 from tests.servers import ROOT, Postgres, Servers
-from tests.surroundings.running import Results, restore, run, said
+from tests.surroundings.running import Results, archive_far, by_hand, restore, run, said
 
 PAGE = (ROOT / "docs" / "privileges.md").read_text(encoding="utf-8")
 PASSWORD = "of-celery"  # noqa: S105 - of a server that lives as long as the tests
 OWN_SCHEMA = {"schema": "results_archive"}
+BY_HAND: dict[str, Job] = {"convert": Convert(), "undo": Undo()}
+LIVE_TOO = {**OWN_SCHEMA, "keep_live": "30d"}
+INDEXES = {"indexes": {"create_missing": True, "drop_invalid": True}}
 
 
 def statements(section: str, number: int = 0) -> list[str]:
@@ -86,6 +91,8 @@ def celery_database(server: Postgres) -> Iterator[Results]:
 
 def once(url: str, kind: str, keys: dict[str, Any]) -> RunReport:
     """One run, also of what is no job of a policy."""
+    if kind in BY_HAND:
+        return by_hand(url, BY_HAND[kind])
     return restore(url, **keys) if kind == "restore" else run(url, kind, **keys)
 
 
@@ -105,7 +112,21 @@ CASES = [
     ("15", "vacuum", 1, "vacuum", {}),
     ("18", "pool-health", 0, "pool-health", {}),
     ("18", "restore", 0, "restore", OWN_SCHEMA),
+    ("18", "partition", 1, "partition", LIVE_TOO),
+    ("18", "partition convert and undo", 0, "convert", {}),
+    ("15", "partition convert and undo", 0, "undo", {}),
+    ("18", "vacuum", 2, "vacuum", INDEXES),
 ]
+
+
+def indexes_to_mend(url: str) -> None:
+    """One is missing, and a build that was cut short has left one."""
+    sql(
+        url,
+        "DROP INDEX IF EXISTS ix_celery_taskmeta_date_done, half_built",
+        "CREATE INDEX half_built ON celery_taskmeta (status)",
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'half_built'::regclass",
+    )
 
 
 @pytest.mark.parametrize(("version", "section", "block", "kind", "keys"), CASES)
@@ -125,6 +146,8 @@ def test_exactly_these_statements(
             sql(results.url, f"UPDATE {results.live} {age}", f"UPDATE {results.groups} {age}")
             # Makes the archive, which is its own from then on.
             assert run(ours, "partition", **OWN_SCHEMA).outcome is Outcome.COMPLETED
+        if kind == "undo" or keys == LIVE_TOO:
+            assert by_hand(results.url, Convert()).outcome is Outcome.COMPLETED
         # Who is a member of Celery's role has what every job needs by that.
         needed = own if "GRANT celery TO backendops" in own else [*common, *own]
         for privilege in (each for statement in needed for each in privileges(statement)):
@@ -132,6 +155,8 @@ def test_exactly_these_statements(
                 dying = [f"UPDATE {table} SET id = id" for table in (results.live, results.groups)]
                 # Statistics are told at once, rather than a moment later.
                 sql(results.url, *dying, "SELECT pg_stat_force_next_flush()")
+            if keys == INDEXES:
+                indexes_to_mend(results.url)
             if kind == "restore":
                 archived_again(results)
             sql(results.url, privilege.take)
@@ -150,3 +175,34 @@ def test_exactly_these_statements(
             assert report.rows == 6
         elif kind == "restore":
             assert report.rows == 13
+
+
+def test_exactly_these_in_each_of_two_databases(servers: Servers) -> None:
+    server = servers.postgres("18")
+    here = f"db+postgresql://backendops:change%20me@{server.host}:{server.port}/celery"
+    there = f"db+postgresql://archivist:change%20me%20too@{server.host}:{server.port}/warehouse"
+    made, *common = statements("Every job")
+    section = "archive to another database"
+    own, (keeper, *kept) = statements(section, 0), statements(section, 1)
+    with celery_database(server) as results:
+        server.execute("CREATE DATABASE warehouse")
+        far = server.celery_url("warehouse")
+        try:
+            sql(results.url, made, *common, *own)
+            sql(far, "REVOKE ALL ON DATABASE warehouse FROM PUBLIC", "REVOKE ALL ON SCHEMA public FROM PUBLIC")
+            sql(far, keeper, *kept)
+            wanted = [(results.url, each) for each in (*common, *own)] + [(far, each) for each in kept]
+            for url, statement in wanted:
+                for privilege in privileges(statement):
+                    sql(url, privilege.take)
+                    report = archive_far(here, there, **OWN_SCHEMA)
+                    assert report.outcome is Outcome.REFUSED, f"without {privilege.give}: {report}"
+                    told = said(report) + " "
+                    assert re.search(privilege.named, told), f"without {privilege.give}: {told}"
+                    sql(url, privilege.give)
+            report = archive_far(here, there, **OWN_SCHEMA)
+            assert (report.outcome, report.error, report.rows) == (Outcome.COMPLETED, "", 6)
+            assert "GRANT" not in said(report)
+        finally:
+            server.drop_database("warehouse")
+            server.execute("DROP ROLE IF EXISTS archivist")

@@ -17,6 +17,7 @@ from backendops.backends.postgres.convert_checks import (
     index_name,
     inspect,
     list_grants,
+    ownership,
     refusals,
     refuse,
     remarks,
@@ -87,6 +88,8 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
 
     def _chart(self, connection: Connection, live: LiveTable, plan: ConversionPlan) -> Course:
         found = inspect(connection, live)
+        # First of all: who is not the owner may not be able to read it either, and that is no GRANT that would do.
+        refuse(ownership(live, found))
         indexes = found.indexes
         if found.date_index is None:
             dropped = FreeNames(connection, live.schema, (one.name for one in found.invalid))

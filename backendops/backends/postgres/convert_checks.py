@@ -116,15 +116,20 @@ def list_grants(
     )
 
 
-def refusals(live: LiveTable, found: Inspected) -> Iterator[Finding]:
-    """Every reason not to begin, each with the way on."""
-    row, name = found.row, live.sql_name
+def ownership(live: LiveTable, found: Inspected) -> Iterator[Finding]:
+    """Is it another role's?"""
+    row = found.row
     if not row.is_owner:
         yield _no(
             "not-owner",
-            f"the role {row.role} does not own {name}: only its owner can partition it",
+            f"the role {row.role} does not own {live.sql_name}: only its owner can partition it",
             f"GRANT {quoted(row.owner)} TO {quoted(row.role)};",
         )
+
+
+def refusals(live: LiveTable, found: Inspected) -> Iterator[Finding]:
+    """Every other reason not to begin, each with the way on."""
+    row, name = found.row, live.sql_name
     if not row.may_create:
         yield _no(
             "no-create",

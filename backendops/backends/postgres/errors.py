@@ -151,6 +151,9 @@ def _refused(code: str, said: str, role: str) -> BackendRefused | None:
 
 
 def _grant(said: str, role: str) -> str:
+    if other := re.search(r"must be (?:able to SET ROLE|member of role) (\".+\")", said):
+        # With GRANT ... WITH SET FALSE a member may use what the role owns, and not make anything that it is to own.
+        return f"GRANT {other[1]} TO {role} WITH SET TRUE; (before PostgreSQL 16: without WITH SET TRUE)"
     match = re.search(r"permission denied for (\w+) (.+)|must be owner of (?:\w+ )?(.+)", said)
     if match is None:
         return f"GRANT {role} what it lacks"

@@ -118,14 +118,21 @@ def decide_indexes(
     missing = [table for table in live if not table.date_indexed]
     nested = {one.root for one in tables if one.is_parent and one.oid != one.root}
     create = [one for one in missing if plan.create_missing and one.is_owner and one.oid not in nested]
+    owners = {one.oid: one.owner for one in tables}
+    refused = [_not_ours(one, owners[one.oid]) for one in missing if plan.create_missing and not one.is_owner]
+    kept = [one for one in left if not one.is_owner and _may_drop(one, plan, of_live)]
+    refused += [_not_permitted("drop", one, one.drop, _role(live)) for one in kept]
     rebuild, bloated = [], []
     for one in indexes:
         if one.method != "btree" or not one.is_valid or one.bytes < bloat.WORTH_BYTES:
             continue
-        now = plan.reindex_bloated is not None and plan.rebuild_until is not None and permitted[one.table_oid]
+        wanted = plan.reindex_bloated is not None and plan.rebuild_until is not None
+        now = wanted and permitted[one.table_oid]
         found = measure(one, now)
         if now and plan.reindex_bloated is not None and found.reaches(plan.reindex_bloated):
             rebuild.append((one, found))
+        elif wanted and not now and plan.reindex_bloated is not None and found.reaches(plan.reindex_bloated):
+            refused.append(_not_permitted("rebuild", one, f"REINDEX INDEX CONCURRENTLY {one.sql_name};", _role(live)))
         elif not now and found.reaches(plan.reindex_bloated or BLOATED):
             bloated.append(_bloated(one, found))
     return IndexWork(
@@ -133,13 +140,13 @@ def decide_indexes(
         tuple(create),
         tuple(rebuild),
         findings=(
-            *(_left(one) for one in left if one not in drop),
+            *(_left(one) for one in left if one not in drop and one not in kept),
             *(_missing(one) for one in missing if one not in create and not (plan.create_missing and not one.is_owner)),
             *_doubled(indexes),
             *_unused(indexes, of_live),
             *bloated,
         ),
-        refused=tuple(_not_ours(one) for one in missing if plan.create_missing and not one.is_owner),
+        refused=tuple(refused),
     )
 
 
@@ -189,12 +196,26 @@ def _missing(table: LiveTable) -> Finding:
     )
 
 
-def _not_ours(table: LiveTable) -> Finding:
+def _role(live: Sequence[LiveTable]) -> str:
+    """Who we are, as SQL; there are no indexes where there is no table."""
+    return quoted(live[0].role) if live else "backendops' role"
+
+
+def _not_ours(table: LiveTable, owner: str) -> Finding:
     return Finding(
         Severity.WARNING,
         "indexes.not-permitted",
         f"the role {table.role} may not create the missing index on {COLUMN} of {table.sql_name}: only its owner may",
-        f"{create_text(table)} as the owner of {table.sql_name}, or GRANT that role TO {quoted(table.role)}",
+        f"{create_text(table)} as {quoted(owner)}, or GRANT {quoted(owner)} TO {quoted(table.role)};",
+    )
+
+
+def _not_permitted(what: str, index: Index, statement: str, role: str) -> Finding:
+    return Finding(
+        Severity.WARNING,
+        "indexes.not-permitted",
+        f"the role {role} may not {what} {index.sql_name} on {index.on_table}: only its owner may",
+        f"{statement} as {quoted(index.owner)}, or GRANT {quoted(index.owner)} TO {role};",
     )
 
 

@@ -15,8 +15,9 @@ from backendops.backends.postgres.live_table import LiveState, read_live
 from backendops.backends.postgres.partition_work import quarantine_over
 from backendops.backends.postgres.quarantine import Detached, list_detached
 from backendops.backends.postgres.sent import Sent, leaf
-from backendops.backends.postgres.tables import LiveTable
+from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.contracts.capabilities import PartitionPlan
+from backendops.contracts.errors import BackendRefused
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Step, Steps
 
@@ -37,7 +38,7 @@ class LiveWork:
     @property
     def is_ours(self) -> bool:
         """Was it converted, so that its partitions are ours to keep?"""
-        return self.state.state == "partitioned"
+        return self.state.state == "partitioned" and self.live.is_owner
 
     def in_words(self, plan: PartitionPlan) -> str:
         """What would be done; empty where nothing."""
@@ -68,7 +69,7 @@ def look_at_live(session: PostgresSession, connection: Connection, live: LiveTab
     past = [one for one in detached if plan.live_cutoff is not None and one.retirement.upper <= plan.live_cutoff]
     drop = tuple(one for one in past if quarantine_over(one, wanted))
     found = [_kept_again(one) for one in detached if one not in past]
-    if state.state != "partitioned":
+    if state.state != "partitioned" or not live.is_owner:
         if state.state == "undoing":
             found.append(_undoing(live))
         return LiveWork(live, state, 0, (), detached, drop, tuple(found))
@@ -85,6 +86,12 @@ def maintain_live(session: PostgresSession, live: LiveTable, plan: PartitionPlan
     if work.state.state == "bounded":
         with_moment(session, live.slot, [live.slot], [leaf("drop_bound", {"leaf": live.slot})])
         yield Step(what=f"took away the CHECK that a killed conversion had left on {live.sql_name}")
+    if work.state.state == "partitioned" and not live.is_owner:
+        raise BackendRefused(
+            f"the role {live.role} does not own {live.sql_name}, which is partitioned: only its owner can make and "
+            "retire its partitions",
+            f"GRANT {quoted(work.state.owner)} TO {quoted(live.role)};",
+        )
     if not work.is_ours:
         return
     yield from make_ahead(session, live, plan.ahead, plan.now)
