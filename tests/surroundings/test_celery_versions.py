@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from backendops.contracts.partitions import ConvertBy
 from backendops.contracts.run import Outcome
+from backendops.jobs.partitions_by_hand import Convert, Undo
 from tests.celery_rows import celery_results
 from tests.conformance.postgres_store import sql
 from tests.fetch_celery import CELERIES, is_complete, python_of
 from tests.servers import Postgres, missing
-from tests.surroundings.running import Results, run, said
+from tests.surroundings.running import Results, by_hand, run, said
 
 SCRIPT = Path(__file__).with_name("old_celery.py")
 # Since 5.7 results are of the result_serializer; before, pickled whatever it says.
@@ -101,6 +103,24 @@ def test_its_rows_are_archived_byte_by_byte_and_expired(results: Results) -> Non
     for kind in ("partition", "vacuum", "pool-health"):
         report = run(results.url, kind, **({"keep": "1 year"} if kind == "partition" else {}))
         assert report.outcome is Outcome.COMPLETED, str(report)
+
+
+@pytest.mark.parametrize("by", ["id", "date_done"])
+def test_the_oldest_tables_are_converted_under_that_celery_and_undone(postgres18_url: str, by: ConvertBy) -> None:
+    results = Results(postgres18_url)
+    stored_by("5.2.7", results.url)
+    results.date(timedelta(days=10), "status <> 'RETRY'")
+    before = content(results, results.live)
+    for job, kind in ((Convert(by=by), "p"), (Undo(), "r")):
+        report = by_hand(results.url, job)
+        assert report.outcome is Outcome.COMPLETED, str(report)
+        assert sql(results.url, f"SELECT relkind FROM pg_class WHERE oid = '{results.live}'::regclass") == [(kind,)]
+        assert content(results, results.live) == before
+        if kind == "p":
+            # The old one goes on, in a process that looks for its tables first.
+            added = set(stored_by("5.2.7", results.url)["ids"])
+            before = content(results, results.live)
+            assert added < before.keys()
 
 
 def test_a_celery_that_is_upgraded_in_place_is_followed(postgres18_url: str) -> None:

@@ -12,13 +12,14 @@ import psycopg2
 import pytest
 
 from backendops.contracts.errors import BackendUnreachable
+from backendops.contracts.partitions import ConvertBy
 from backendops.contracts.run import Limits, Outcome
 from backendops.engine.report import RunReport
 from tests.acceptance.installed import Installed
-from tests.conformance.postgres_store import connect, in_transaction, opened
+from tests.conformance.postgres_store import connect, in_transaction, opened, sql
 from tests.pgbouncer import PASSWORD, PgBouncer
 from tests.servers import Postgres
-from tests.surroundings.running import Results, prove_every_job, run, said
+from tests.surroundings.running import Results, prove_conversion, prove_every_job, run, said
 
 # A changing run's lock, and its statements.
 POOL = 2
@@ -90,6 +91,17 @@ jobs:
 
     prove_every_job(Results(postgres18_url), by_command)
     assert "PgBouncer" not in said(reports["pool-health"])
+    assert sessions(pooled) == fresh
+
+
+@pytest.mark.parametrize("by", ["id", "date_done"])
+def test_a_live_table_is_converted_and_undone_through_it(pooled: str, postgres18_url: str, by: ConvertBy) -> None:
+    results = Results(postgres18_url)
+    results.stored()
+    # Built CONCURRENTLY, which is no statement of a transaction.
+    sql(postgres18_url, f"DROP INDEX ix_{results.task}_date_done")
+    fresh = sessions(pooled)
+    prove_conversion(results, pooled, by)
     assert sessions(pooled) == fresh
 
 
