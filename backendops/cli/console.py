@@ -40,6 +40,7 @@ _COLOURS: Final = {
     Outcome.UNREACHABLE: "red",
     Outcome.REFUSED: "red",
     Outcome.LOST_LOCK: "red",
+    Outcome.BUSY: "red",
 }
 
 

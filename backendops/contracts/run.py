@@ -30,6 +30,7 @@ class Outcome(StrEnum):
     LOST_LOCK = "lost-lock"
     REFUSED = "refused"
     UNREACHABLE = "unreachable"
+    BUSY = "busy"
     FAILED = "failed"
 
     @property
@@ -40,7 +41,7 @@ class Outcome(StrEnum):
     @property
     def is_failure(self) -> bool:
         """Does a person or a retry have to do something about it?"""
-        return self in {Outcome.REFUSED, Outcome.UNREACHABLE, Outcome.FAILED, Outcome.LOST_LOCK}
+        return self in {Outcome.REFUSED, Outcome.UNREACHABLE, Outcome.BUSY, Outcome.FAILED, Outcome.LOST_LOCK}
 
 
 _EXIT_CODES = {
@@ -53,6 +54,7 @@ _EXIT_CODES = {
     Outcome.CANCELLED: 75,
     Outcome.LOCKED: 75,
     Outcome.LOST_LOCK: 75,
+    Outcome.BUSY: 75,
 }
 
 

@@ -10,6 +10,7 @@ import structlog
 
 from backendops.contracts.capabilities import CanReportPressure, Pressure
 from backendops.contracts.errors import (
+    BackendBusy,
     BackendError,
     BackendLocked,
     BackendopsError,
@@ -129,7 +130,6 @@ class _Running:
 
     def __init__(self, runner: Runner, pair: Pair, trigger: Trigger, accept_volume: bool) -> None:
         self._ledger = runner.ledger
-        self._listeners = runner.listeners
         self._stop = runner.stop
         self._clock = runner.clock
         self._runner = runner
@@ -199,7 +199,7 @@ class _Running:
         if isinstance(error, BackendUnreachable):
             return self._unreachable(error)
         if isinstance(error, BackendError):
-            special = {BackendRefused: Outcome.REFUSED, BackendLocked: Outcome.LOCKED}
+            special = {BackendRefused: Outcome.REFUSED, BackendLocked: Outcome.LOCKED, BackendBusy: Outcome.BUSY}
             return _Ending(special.get(type(error), Outcome.FAILED), str(error), error.hint)
         log.debug("run.traceback", job=self._pair.job_name, backend=self._pair.backend_name, exc_info=error)
         return _Ending(Outcome.FAILED, *_unexpected(error))
@@ -266,7 +266,7 @@ class _Running:
         )
 
     def _tell(self, say: Callable[[RunListener], None]) -> None:
-        for listener in self._listeners:
+        for listener in self._runner.listeners:
             try:
                 say(listener)
             except Exception:

@@ -111,7 +111,7 @@ def test_a_stop_that_is_there_already_lets_nothing_begin(bench: Bench) -> None:
     [
         (BackendUnreachable("no answer from me:hunter22", "start it"), Outcome.UNREACHABLE, "me:***", "start it"),
         (BackendRefused("no privilege", "GRANT it"), Outcome.REFUSED, "no privilege", "GRANT it"),
-        (BackendBusy("locked for 30 s", "later"), Outcome.FAILED, "locked for 30 s", "later"),
+        (BackendBusy("locked for 30 s", "later"), Outcome.BUSY, "locked for 30 s", "later"),
         (BackendLocked("another run has the archive", "later"), Outcome.LOCKED, "another run has", "later"),
         (BackendError("odd", "look"), Outcome.FAILED, "odd", "look"),
         (ZeroDivisionError("a fault"), Outcome.FAILED, "unexpected ZeroDivisionError: a fault", "-v"),

@@ -32,6 +32,7 @@ _MARKS: Final = {
     "cancelled": "warn",
     "locked": "warn",
     "lost-lock": "bad",
+    "busy": "bad",
     "refused": "bad",
     "unreachable": "bad",
     "failed": "bad",
