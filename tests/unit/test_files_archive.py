@@ -332,6 +332,17 @@ def test_a_disk_that_does_not_answer_is_not_an_empty_one(directory: Path, monkey
     assert min(directory.glob("*/*/manifest.json")).read_bytes() == before
 
 
+def test_verify_does_not_take_a_restore_for_damage(directory: Path) -> None:
+    keep(directory, rows(3))
+    keep(directory, Batch(SHAPE, (row(5),)))
+    with opened(directory, read_only=True) as reader, opened(directory) as store:
+        checks = reader.check()
+        first = next(checks)
+        for copy in store.find(Selection(), PACE):
+            store.settle(store.begin_restore(copy, range(len(copy.batch.rows))), ())
+        assert [first.wrong, *(each.wrong for each in checks)] == [()]
+
+
 @pytest.mark.parametrize("damage", [_flip, _cut])
 @pytest.mark.parametrize("form", FORMATS)
 def test_damaged_rows_are_refused_and_never_given_out(

@@ -28,10 +28,22 @@ def check_period(directory: Path, archive: Path) -> Iterator[Checked]:
             yield Checked(where, 0, (f"there is no {NAME}, and {len(there)} files that nothing is known of",))
         return
     for part in manifest.parts:
-        yield _check_part(directory, manifest, part, f"{where}/{part.name}")
+        checked = _check_part(directory, manifest, part, f"{where}/{part.name}")
+        if not (checked.wrong and _is_forgotten(directory, part)):
+            yield checked
     for name in sorted(there - {NAME, *(part.name for part in manifest.parts)}):
         if (directory / name).exists():
             yield Checked(f"{where}/{name}", 0, (f"it is not in {NAME}: its rows may be elsewhere as well",))
+
+
+def _is_forgotten(directory: Path, part: Part) -> bool:
+    """Was the last of it put back while it was being read? A restore deletes the file, and then its entry."""
+    try:
+        now = load(directory)
+    except BackendError:
+        return False
+    entry = next((each for each in now.parts if each.name == part.name), None) if now else None
+    return entry is None or not entry.archived
 
 
 def _check_part(directory: Path, manifest: Manifest, part: Part, name: str) -> Checked:
