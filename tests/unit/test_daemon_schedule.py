@@ -28,6 +28,7 @@ from backendops.engine.report import Run, RunReport
 from backendops.engine.stop import Stop
 from backendops.policy.model import Http, Pair, Policy
 from backendops.policy.schedule import Schedule
+from tests.acceptance.daemon import eventually
 from tests.unit.toys import START, FakeClock, ToyBackend, ToyJob, ToyProbe
 
 KEY = ("toy", "place")
@@ -384,6 +385,8 @@ def loop(tmp_path: Path) -> Iterator[Loop]:
     loop.stop.request("the test is over")
     loop.scheduler.stop()
     loop.stop.close()
+    # What still runs opens the ledger again to say how it ended.
+    assert eventually(lambda: not loop.scheduler.busy)
     ledger.close()
 
 
