@@ -55,6 +55,14 @@ def units(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_only_a_wrong_policy_keeps_the_daemon_down() -> None:
+    """A shared ledger's server that is down for a minute at boot must not need a person at night."""
+    unit = (DEPLOY / "backendops.service").read_text()
+    assert "\nRestart=on-failure\n" in unit
+    assert "\nStartLimitIntervalSec=0\n" in unit
+    assert "\nRestartPreventExitStatus=2\n" in unit
+
+
 @pytest.mark.parametrize("name", [unit.name.replace("@.", "@archive.") for unit in UNITS])
 def test_systemd_has_nothing_to_say_about_a_unit(units: Path, name: str) -> None:
     done = analyze("verify", "--man=no", units / name)
