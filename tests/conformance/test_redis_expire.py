@@ -412,6 +412,21 @@ def test_under_an_lfu_policy_chords_are_kept_in_full(redis_url: str, client: red
     assert about(cast(int, client.ttl(f"celery-taskset-meta-{group_id}.t")), KEEP)
 
 
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_reply_lists_that_nobody_can_tell_the_idle_time_of_are_left_and_said(valkey_url: str, scripts: bool) -> None:
+    job = Expire.model_validate({"keep": "30d", "redis": {"rpc_lists": "1s"}})
+    with client_of(valkey_url) as client, configured(client, maxmemory_policy="allkeys-lfu"):
+        url = valkey_url if scripts else without_scripts(valkey_url, client)
+        names = [str(uuid.uuid4()) for _ in range(2)]
+        for name in names:
+            client.rpush(name, "x")
+        client.expire(names[1], 1000)
+        (finding,) = [finding for step in run(url, job) for finding in step.findings]
+        assert client.exists(*names) == 2
+    assert finding.code == "redis.reply-lists-untold"
+    assert finding.sentence.startswith("1 of 1 reply lists without an expiry were left")
+
+
 class Interrupted(Decision):
     """Decides as ever, but something happens between what it was told and what is done with its answer."""
 

@@ -14,14 +14,16 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
+from backendops.backends.redis import scripts
 from backendops.backends.redis import survey as surveying
 from backendops.backends.redis.courtesy import AMONG_OTHERS, Courtesy
 from backendops.cli import cli
 from backendops.contracts.keyspace import BUCKETS, Keyspace
 from backendops.contracts.run import NoWatermarks
+from backendops.jobs.expire import Expire
 from backendops.jobs.redis_memory import RedisMemory
 from tests.conformance.redis_canary import broker_and_others, canary
-from tests.conformance.redis_store import client_of, everything, opened
+from tests.conformance.redis_store import FixedPace, client_of, everything, opened
 from tests.redis_fleets import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
@@ -118,6 +120,24 @@ def test_a_survey_that_runs_out_of_time_is_taken_up_by_the_next(
     assert watermarks.recall(surveying.MARK) == "", "the next one begins anew"
 
 
+def test_an_exchange_with_too_many_bindings_is_read_in_small_calls(valkey_url: str) -> None:
+    """Reply queues that were never unbound: all at once would hold the server for some fifty milliseconds."""
+    with client_of(valkey_url) as client:
+        names = [f"\x06\x16\x06\x16queue-{number}" for number in range(30_000)]
+        for start in range(0, len(names), 5000):
+            client.sadd("_kombu.binding.replies", *names[start : start + 5000])
+        client.rpush("queue-1", "x")
+        client.sadd("_kombu.binding.celery", "celery\x06\x16\x06\x16mine")
+        client.rpush("mine", "x")
+        client.config_resetstat()
+        found = surveyed(valkey_url)
+        calls = cast(dict[str, dict[str, float]], client.info("commandstats"))
+        assert "cmdstat_smembers" not in calls
+        assert calls["cmdstat_exists"]["usec_per_call"] < 2000
+        assert calls["cmdstat_sscan"]["usec_per_call"] < 2000
+    assert found.kinds["broker"].keys in {3, 4}, "of so many names not every one is asked about"
+
+
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", '{"at": "2026-01-01T00:00:00+00:00"}', '{"at": 1}'])
 def test_a_mark_of_another_time_or_version_is_forgotten(valkey_url: str, text: str) -> None:
     watermarks = NoWatermarks()
@@ -139,6 +159,28 @@ def test_a_user_of_the_results_only_learns_the_names_of_the_rest(redis_url: str,
     assert {kind: figures.keys for kind, figures in found.kinds.items() if figures.keys} == {"task": 1, "foreign": 2}
     assert found.kinds["task"].without_ttl == 1
     assert any("only the names are known" in note for note in found.notes)
+
+
+def test_calls_are_short_where_the_servers_clock_stands_still(
+    valkey_url: str, fill_celery_keys: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a script of Redis 7.2 and Valkey 7.2 and 8.0 no clock goes on: a call must end all the same."""
+    real, clock = scripts.source, "pcall(function() return os.clock end)"
+    assert clock in real("sweep")
+    monkeypatch.setattr(scripts, "source", lambda name: real(name).replace(clock, "true, function() return 0 end"))
+    scripts.script.cache_clear()
+    fill_celery_keys(valkey_url, 10_000, 1.0)
+    job = Expire.model_validate({"keep": "30d"})
+    try:
+        with client_of(valkey_url) as client, opened(valkey_url) as backend:
+            client.config_resetstat()
+            assert backend.survey_keys().kinds["task"].without_ttl == 10_000
+            assert sum(step.rows for step in job.run(backend, datetime.now(UTC), FixedPace(5000))) == 10_000
+            calls = cast(dict[str, dict[str, float]], client.info("commandstats"))
+    finally:
+        scripts.script.cache_clear()
+    # A stretch of SCAN is somewhat more than what was asked for.
+    assert calls["cmdstat_evalsha"]["calls"] > 10_000 / surveying.STRETCH, "a call is one stretch"
 
 
 def test_the_job_exports_it(redis_url: str, client: redis.Redis, celery_results: Callable[..., Any]) -> None:

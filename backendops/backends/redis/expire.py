@@ -35,8 +35,10 @@ from backendops.contracts.run import Pace, Preview, Step, Steps, Watermarks
 # The script ends at the next stretch after this, by the server's own clock, where nobody else asks the server.
 CALL_SECONDS: Final = 0.002
 
-# Keys of one SCAN inside the script: about 0.1 ms, by which the call may pass its time.
+# Keys of one SCAN inside the script, by which the call may pass its time: about 0.1 ms for small results. The script
+# takes fewer where they take longer, and begins with few, as it does not know yet.
 STRETCH: Final = 100
+FIRST_STRETCH: Final = 10
 
 # Keys of one call at most, should a server's clock stand still in a script.
 MOST_PER_CALL: Final = 10_000
@@ -60,6 +62,7 @@ class Sweep:
         self._writes = writes
         self.scripted = True
         self.most = MOST_PER_CALL
+        self._stretch = FIRST_STRETCH
         self._courtesy = Courtesy(CALL_SECONDS)
         # In a cluster keys of different slots may not stand in one command; harmless where there are no slots.
         self.one_by_one = False
@@ -89,19 +92,19 @@ class Sweep:
 
     def _scripted_page(self, client: redis.Redis, cursor: int) -> tuple[int, Page]:
         seconds, started = self._courtesy.seconds(client), time.monotonic()
-        arguments = [cursor, self.pattern, STRETCH, self.most, seconds, *self._arguments]
+        arguments = [cursor, self.pattern, self._stretch, STRETCH, self.most, seconds, *self._arguments]
         answer: list[Any] = scripts.call(client, "sweep", [], arguments)
         self._courtesy.rest(time.monotonic() - started)
-        tally, oldest = self.tally, answer[8]
-        tally.given += answer[2]
-        tally.shortened += answer[3]
-        tally.removed += answer[4]
-        tally.unfinished += answer[5]
-        tally.unreadable += answer[6]
-        tally.kept_for_ever += answer[7]
+        tally, oldest, self._stretch = self.tally, answer[9], answer[2]
+        tally.given += answer[3]
+        tally.shortened += answer[4]
+        tally.removed += answer[5]
+        tally.unfinished += answer[6]
+        tally.unreadable += answer[7]
+        tally.kept_for_ever += answer[8]
         dates = [datetime.fromtimestamp(int(oldest) / 1000, UTC)] if oldest else []
         gifts = []
-        for key, _, length, value, ttl in answer[9:]:
+        for key, _, length, value, ttl in answer[10:]:
             gift = self._decide(client, Uncertain(key, length, value, ttl))
             if gift is not None and gift.done_at is not None:
                 gifts.append(gift)

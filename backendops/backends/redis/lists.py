@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import redis
 from redis.exceptions import NoPermissionError, ResponseError, WatchError
 
 from backendops.backends.redis import scripts
+from backendops.backends.redis.courtesy import Courtesy
 from backendops.backends.redis.decide import milliseconds
 from backendops.backends.redis.keys import is_pidbox_reply, is_reply_list
 from backendops.backends.redis.nodes import Node, Nodes, walk
@@ -26,7 +28,8 @@ class Replies:
     def __init__(self, rpc: timedelta | None, pidbox: timedelta | None, *, writes: bool = True) -> None:
         self._rpc, self._pidbox, self._writes = rpc, pidbox, writes
         self._scripted = True
-        self.found = self.removed = 0
+        self._courtesy = Courtesy(CALL_SECONDS)
+        self.found = self.untold = self.removed = 0
 
     def page(self, node: Node, cursor: int) -> tuple[int, int]:
         """One call: the next cursor, and how many lists were removed (or would be)."""
@@ -42,8 +45,11 @@ class Replies:
     def _scripted_page(self, client: redis.Redis, cursor: int) -> tuple[int, int]:
         limits = ["" if limit is None else milliseconds(limit) for limit in (self._rpc, self._pidbox)]
         how = "write" if self._writes else "count"
-        answer: list[Any] = scripts.call(client, "lists", [], [cursor, STRETCH, MOST, CALL_SECONDS, how, *limits])
-        self.found += answer[2] + answer[3]
+        seconds, started = self._courtesy.seconds(client), time.monotonic()
+        answer: list[Any] = scripts.call(client, "lists", [], [cursor, STRETCH, MOST, seconds, how, *limits])
+        self._courtesy.rest(time.monotonic() - started)
+        self.found += answer[2]
+        self.untold += answer[3]
         self.removed += answer[4]
         return int(answer[0]), answer[4]
 
@@ -52,9 +58,10 @@ class Replies:
         cursor, names = answer
         removed = 0
         for key in names:
-            limit = self._rpc if is_reply_list(key) else self._pidbox if is_pidbox_reply(key) else None
-            self.found += is_reply_list(key) or is_pidbox_reply(key)
-            removed += limit is not None and self._remove(client, key, limit)
+            if (is_reply_list(key) or is_pidbox_reply(key)) and self._ttl(client, key) == -1:
+                self.found += 1
+                limit = self._rpc if is_reply_list(key) else self._pidbox
+                removed += limit is not None and self._remove(client, key, limit)
         self.removed += removed
         return cursor, removed
 
@@ -63,7 +70,8 @@ class Replies:
             transaction.watch(key)  # type: ignore[no-untyped-call]  # redis-py has no types for it
             try:
                 idle: Any = client.object("IDLETIME", key)
-            except ResponseError:  # an LFU policy: nobody knows
+            except ResponseError:  # an LFU policy, or not ours to ask about: nobody knows
+                self.untold += 1
                 return False
             if idle is None or timedelta(seconds=idle) < limit or client.pttl(key) != -1:
                 return False
@@ -76,11 +84,28 @@ class Replies:
                     return False
         return True
 
+    @staticmethod
+    def _ttl(client: redis.Redis, key: bytes) -> Any:
+        try:
+            return client.pttl(key)
+        except NoPermissionError:
+            return None
+
     def findings(self) -> tuple[Finding, ...]:
         """What is left."""
         left = self.found - self.removed
         if not left:
             return ()
+        if self.untold:
+            return (
+                Finding(
+                    Severity.WARNING,
+                    "redis.reply-lists-untold",
+                    f"{self.untold:,} of {left:,} reply lists without an expiry were left, as the server does not say "
+                    "how long they were idle: under an LFU policy it does not know, or the user may not ask",
+                    "CONFIG SET maxmemory-policy volatile-ttl, or allow OBJECT IDLETIME on these keys",
+                ),
+            )
         return (
             Finding(
                 Severity.INFO,

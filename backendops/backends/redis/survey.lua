@@ -1,18 +1,18 @@
 -- One call of the survey: as many stretches of the keyspace as fit into its time. It writes nothing.
--- ARGV: cursor, keys of a SCAN, most keys, seconds, task prefix, group prefix, 1 where keys that are no results may be
---   asked about, bytes of a value read whole, bytes of head, bytes of tail, elements of a set that are weighed, then for
---   each kind (task, group, chord, rpc, broker, foreign) how many keys are left until one is weighed, and every how many.
--- Returns {cursor, keys seen, 1 where others may still be asked about, {names of bindings}, for each kind, as one text: keys, without
+-- ARGV: cursor, keys of the first SCAN and of the largest, most keys, seconds, task prefix, group prefix, 1 where keys
+--   that are no results may be asked about, bytes of a value read whole, bytes of head, bytes of tail, elements of a set
+--   that are weighed, then for each kind (task, group, chord, rpc, broker, foreign) how many keys are left until one is weighed, and every how many.
+-- Returns {cursor, keys seen, keys of the next SCAN, 1 where others may still be asked about, {names of bindings}, for each kind, as one text: keys, without
 --   a time to live, and up to 1 m, 1 h, 6 h, 1 d, 7 d, 30 d, 90 d, more, for each kind, as one text: keys left,
 --   {kind, key, bytes, length, value or its two ends}...}.
 local call, ask, sub, find, match = redis.call, redis.pcall, string.sub, string.find, string.match
-local started, most, seconds = clock(), tonumber(ARGV[3]), tonumber(ARGV[4])
-local task, group, may = ARGV[5], ARGV[6], ARGV[7] == '1'
+local started, most, seconds = clock(), tonumber(ARGV[4]), tonumber(ARGV[5])
+local task, group, may = ARGV[6], ARGV[7], ARGV[8] == '1'
 local tasks, groups = #task, #group
-local whole, head, tail, elements = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), ARGV[11]
+local whole, head, tail, elements = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12]
 local left, every, counts = {}, {}, {}
 for kind = 1, 6 do
-    left[kind], every[kind] = tonumber(ARGV[10 + 2 * kind]), tonumber(ARGV[11 + 2 * kind])
+    left[kind], every[kind] = tonumber(ARGV[11 + 2 * kind]), tonumber(ARGV[12 + 2 * kind])
     counts[kind] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 end
 local x = '%x%x%x%x'
@@ -63,9 +63,10 @@ local function weigh(kind, key)
     weighed[#weighed + 1] = {kind, key, size, length, value}
 end
 
-local cursor, seen = ARGV[1], 0
+local cursor, seen, stretch, largest, now = ARGV[1], 0, tonumber(ARGV[2]), tonumber(ARGV[3]), started
 repeat
-    local answer = call('SCAN', cursor, 'COUNT', ARGV[2])
+    local before = now
+    local answer = call('SCAN', cursor, 'COUNT', stretch)
     cursor = answer[1]
     local keys = answer[2]
     seen = seen + #keys
@@ -110,8 +111,10 @@ repeat
             end
         end
     end
-until cursor == '0' or seen >= most or clock() - started >= seconds
+    now = clock()
+    stretch = next_stretch(stretch, now - before, largest)
+until cursor == '0' or seen >= most or now <= before or now - started >= seconds
 for kind = 1, 6 do
     counts[kind] = table.concat(counts[kind], ' ')
 end
-return {cursor, seen, may and 1 or 0, bindings, table.concat(counts, ' '), table.concat(left, ' '), unpack(weighed)}
+return {cursor, seen, stretch, may and 1 or 0, bindings, table.concat(counts, ' '), table.concat(left, ' '), unpack(weighed)}

@@ -23,8 +23,10 @@ from backendops.contracts.run import Watermarks
 # The script ends at the next stretch after this, by the server's own clock, where nobody else asks the server.
 CALL_SECONDS: Final = 0.002
 
-# Keys of one SCAN inside the script: about 0.1 ms, by which the call may pass its time.
+# Keys of one SCAN inside the script, by which the call may pass its time: about 0.1 ms. The script takes fewer where
+# they take longer, as each of the first ones does, which are weighed, and begins with few.
 STRETCH: Final = 100
+FIRST_STRETCH: Final = 10
 
 # Keys of one call at most, should a server's clock stand still in a script.
 MOST_PER_CALL: Final = 5000
@@ -41,6 +43,11 @@ TAIL: Final = WHOLE - HEAD
 
 # Elements of a chord's set that are weighed: all of a large one would hold the server.
 SAMPLES: Final = 50
+
+# Exchanges whose bindings are read, names read of one, and of one call: some tenths of a millisecond.
+MOST_BINDINGS: Final = 1000
+MOST_BOUND: Final = 5000
+ASKED_AT_ONCE: Final = 500
 
 MARK: Final = "redis.survey"
 
@@ -64,6 +71,7 @@ class Survey:
         self.complete = False
         self._finished: set[str] = set()
         self._courtesy = Courtesy(CALL_SECONDS)
+        self._stretch = FIRST_STRETCH
 
     def page(self, node: Node, cursor: int) -> tuple[int, int]:
         """One call; the next cursor, and how many keys were met."""
@@ -77,7 +85,8 @@ class Survey:
         self._courtesy.rest(took)
         cursor, seen, may, bindings, flat, self._left, *weighed = answer
         self._may = bool(may)
-        census.bindings += [name.decode(errors="replace") for name in bindings]
+        room = MOST_BINDINGS - len(census.bindings)
+        census.bindings += [name.decode(errors="replace") for name in bindings[: max(0, room)]]
         census.count(flat)
         for kind, key, size, length, value in weighed:
             census.weigh(kind - 1, key, size)
@@ -90,12 +99,13 @@ class Survey:
         if self.scripted:
             seconds = self._courtesy.seconds(client)
             arguments: list[Any] = [
-                cursor, STRETCH, MOST_PER_CALL, seconds, self._keys.task, self._keys.group, int(self._may),
-                WHOLE, HEAD, TAIL, SAMPLES,
+                cursor, self._stretch, STRETCH, MOST_PER_CALL, seconds, self._keys.task, self._keys.group,
+                int(self._may), WHOLE, HEAD, TAIL, SAMPLES,
                 *(number for kind in range(KINDS) for number in (min(self._left[kind], every[kind] - 1), every[kind])),
             ]  # fmt: skip
             try:
-                cursor, seen, may, bindings, counts, left, *weighed = scripts.call(client, "survey", [], arguments)
+                answer = scripts.call(client, "survey", [], arguments)
+                cursor, seen, self._stretch, may, bindings, counts, left, *weighed = answer
                 # Numbers as text: reading seventy answers one by one would take longer than the call.
                 return [cursor, seen, may, bindings, [*map(int, counts.split())], [*map(int, left.split())], *weighed]
             except (NoPermissionError, ResponseError) as error:
@@ -200,19 +210,23 @@ class Survey:
 def queues(client: redis.Redis, bindings: Iterable[str]) -> int:
     """How many queue lists there are, of the queues that the bindings name (kombu: routing key, pattern, queue)."""
     names: set[bytes] = set()
-    for binding in set(bindings):
-        try:
-            members: Any = client.smembers(binding) if client.type(binding) == b"set" else ()
-        except NoPermissionError:
-            return 0  # a user of the results only: the bindings' own names, which SCAN gives, say enough
-        names.update(member.rpartition(b"\x06\x16")[2] for member in members)
-    # kombu's priority steps 3, 6 and 9 are lists of their own.
-    lists = [name + suffix for name in names if name for suffix in (b"", b"\x06\x163", b"\x06\x166", b"\x06\x169")]
     try:
-        # Names of Celery's own form were counted as the broker's already.
-        return int(client.exists(*(name for name in lists if not is_broker_key(name)))) if lists else 0
+        for binding in sorted(set(bindings))[:MOST_BINDINGS]:
+            # Of an exchange whose reply queues were never unbound, hundreds of thousands: not all in one call.
+            cursor, read = 0, 0
+            while (cursor or not read) and read < MOST_BOUND and client.type(binding) == b"set":
+                answer: Any = client.sscan(binding, cursor, count=ASKED_AT_ONCE)
+                cursor, read = int(answer[0]), read + ASKED_AT_ONCE
+                names.update(member.rpartition(b"\x06\x16")[2] for member in answer[1])
+        # kombu's priority steps 3, 6 and 9 are lists of their own. Names of Celery's own form were counted already.
+        lists = [name + suffix for name in names if name for suffix in (b"", b"\x06\x163", b"\x06\x166", b"\x06\x169")]
+        lists = [name for name in lists if not is_broker_key(name)]
+        found = 0
+        for start in range(0, len(lists), ASKED_AT_ONCE):
+            found += int(client.exists(*lists[start : start + ASKED_AT_ONCE]))
     except NoPermissionError:
-        return 0
+        return 0  # a user of the results only: the bindings' own names, which SCAN gives, say enough
+    return found
 
 
 def _kind(census: Census, kind: int, scale: float) -> KindOfKeys:

@@ -1,25 +1,27 @@
 -- One call of the sweep: as many stretches of the keyspace as fit into its time; all between reading a key and
 -- changing it is one step for every other client, so nothing has to be compared.
--- ARGV: cursor, pattern, keys of a SCAN, most keys, seconds, task prefix, group prefix, 'write' or 'count', now, cutoff,
+-- ARGV: cursor, pattern, keys of the first SCAN and of the largest, most keys, seconds, task prefix, group prefix, 'write' or 'count', now, cutoff,
 --   group's cutoff, chord's cutoff, shorten (1 or 0), shortest time to live, what it is spread over, bytes of a value
 --   read whole, bytes of head, bytes of tail, python (1: let the caller decide on every finished result),
 --   then a state and its cutoff, as often as needed.
 --   Moments and lengths are milliseconds; an empty cutoff keeps for ever.
--- Returns {cursor, examined, given, shortened, removed, unfinished, unreadable, kept for ever, moment of the oldest,
+-- Returns {cursor, examined, keys of the next SCAN, given, shortened, removed, unfinished, unreadable, kept for ever, moment of the oldest,
 --   {key, type, length, value or its two ends, has a time to live}...}: what is not certain here is for the caller.
 -- Group and chord keys are not read: that would make them look used, and how long they were idle is their only age.
 local call, pcall, sub, find, match = redis.call, redis.pcall, string.sub, string.find, string.match
-local started, most, seconds = clock(), tonumber(ARGV[4]), tonumber(ARGV[5])
-local task, group, writes, now = ARGV[6], ARGV[7], ARGV[8] == 'write', tonumber(ARGV[9])
-local cutoff, group_cutoff, chord_cutoff = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12])
-local shorten, shortest, spread = ARGV[13] == '1', tonumber(ARGV[14]), tonumber(ARGV[15])
-local whole, head, tail, python = tonumber(ARGV[16]), tonumber(ARGV[17]), tonumber(ARGV[18]), ARGV[19] == '1'
+local started, most, seconds = clock(), tonumber(ARGV[5]), tonumber(ARGV[6])
+local task, group, writes, now = ARGV[7], ARGV[8], ARGV[9] == 'write', tonumber(ARGV[10])
+local cutoff, group_cutoff, chord_cutoff = tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
+local shorten, shortest, spread = ARGV[14] == '1', tonumber(ARGV[15]), tonumber(ARGV[16])
+local whole, head, tail, python = tonumber(ARGV[17]), tonumber(ARGV[18]), tonumber(ARGV[19]), ARGV[20] == '1'
 local own_cutoff, has_own = {}, {}
-for i = 20, #ARGV, 2 do
+for i = 21, #ARGV, 2 do
     has_own[ARGV[i]], own_cutoff[ARGV[i]] = true, tonumber(ARGV[i + 1])
 end
 local given, shortened, removed, unfinished, unreadable, kept, oldest = 0, 0, 0, 0, 0, 0, ''
-local uncertain = {}
+local uncertain, told = {}, 0
+-- Bytes of values in one answer: to write down more of them takes longer than to read them did.
+local most_told = 262144
 local parts = {['.s'] = 'string', ['.j'] = 'zset', ['.d'] = 'set', ['.t'] = 'string', ['.c'] = 'string'}
 
 -- Days since 1970 of a date; most results of a stretch share theirs.
@@ -86,6 +88,7 @@ local function task_key(key, ttl)
             unreadable = unreadable + 1
         else
             uncertain[#uncertain + 1] = {key, 'string', length, value, ttl}
+            told = told + #value
         end
         return nil
     end
@@ -198,10 +201,11 @@ local function chord_key(key, ttl, part)
     end
 end
 
-local cursor, examined = ARGV[1], 0
+local cursor, examined, stretch, largest, at = ARGV[1], 0, tonumber(ARGV[3]), tonumber(ARGV[4]), started
 repeat
-    local answer = call('SCAN', cursor, 'MATCH', ARGV[2], 'COUNT', ARGV[3])
-    cursor, examined = answer[1], examined + ARGV[3]
+    local before = at
+    local answer = call('SCAN', cursor, 'MATCH', ARGV[2], 'COUNT', stretch)
+    cursor, examined = answer[1], examined + stretch
     for _, key in ipairs(answer[2]) do
         local ttl = pcall('PTTL', key)
         if type(ttl) ~= 'number' then
@@ -227,8 +231,10 @@ repeat
             end
         end
     end
-until cursor == '0' or examined >= most or clock() - started >= seconds
+    at = clock()
+    stretch = next_stretch(stretch, at - before, largest)
+until cursor == '0' or examined >= most or told >= most_told or at <= before or at - started >= seconds
 if oldest ~= '' then
     oldest = string.format('%.0f', oldest)
 end
-return {cursor, examined, given, shortened, removed, unfinished, unreadable, kept, oldest, unpack(uncertain)}
+return {cursor, examined, stretch, given, shortened, removed, unfinished, unreadable, kept, oldest, unpack(uncertain)}
