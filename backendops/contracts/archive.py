@@ -173,6 +173,8 @@ class Quarantined:
     ids: tuple[str, ...] = ()
     """Which of the ids that were asked for; none where none were."""
     drop_after: datetime | None = None
+    detaching: bool = False
+    """Is its detach still to be finished, so that it cannot be taken back yet?"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,12 +112,14 @@ class Restore(Job):
         for one in self._quarantined:
             many = "an unknown number of" if one.rows is None else f"{one.rows:,}"
             until = f", which is dropped after {one.drop_after:%Y-%m-%d %H:%M} UTC" if one.drop_after else ""
+            first = "run the partition job, which finishes its detach; then " if one.detaching else ""
+            where = f" --backend {elsewhere}" if elsewhere else ""
             yield Finding(
                 Severity.WARNING,
                 "restore.in-quarantine",
                 f"{many} results that are meant were left, as they are in the retired partition {one.name}{until}",
-                f"`backendops partitions reattach {one.name}{f' --backend {elsewhere}' if elsewhere else ''}`, then "
-                "restore again before the partition job's next run (`backendops pause` holds it)",
+                f"{first}`backendops partitions reattach {one.name}{where}`, then restore again before "
+                "the partition job's next run (`backendops pause` holds it)",
             )
 
     def _told(self, restoring: Restoring, where: str) -> Steps:

@@ -18,6 +18,7 @@ from backendops.jobs.destination import Destination
 from backendops.jobs.partition import Partition
 from backendops.policy.bind import suggestion
 from backendops.policy.document import Problems, Value
+from backendops.policy.retention import clauses, finite, not_longer
 
 FORMAT = "jsonl.gz"
 # What has no tables is archived under Celery's own names for them.
@@ -36,6 +37,7 @@ def with_destinations(  # noqa: PLR0913, PLR0917 - all that loading knows by the
     sent: dict[tuple[str, str], Job] = {}
     taken: dict[str, tuple[str, str]] = {}
     kept: dict[str, list[KeptFor]] = defaultdict(list)
+    senders: dict[str, dict[str, Archive]] = defaultdict(dict)
     for name, job in jobs.items():
         if not isinstance(job, Archive) or job.to is None:
             continue
@@ -52,13 +54,36 @@ def with_destinations(  # noqa: PLR0913, PLR0917 - all that loading knows by the
             taken[place] = (name, source)
             sent[name, source] = job.sent_to(store, source)
             if job.to.backend is not None:
+                senders[job.to.backend][name] = job
                 kept[job.to.backend].append(KeptFor(source, finding.plan(source)))
                 finding.blame_own(source, {own: jobs[own] for own in jobs if job.to.backend in on.get(own, ())})
     for name, job in jobs.items():
         for backend in on.get(name, ()):
             if isinstance(job, Partition) and backend in kept:
                 sent[name, backend] = job.looking_after(_each_once(kept[backend]))
+                _blame_haste(name, job, backend, senders[backend], document, problems)
     return sent
+
+
+def _blame_haste(  # noqa: PLR0913, PLR0917 - the job, what it meets, and where to say so
+    name: str,
+    job: Partition,
+    backend: str,
+    senders: Mapping[str, Archive],
+    document: Value,
+    problems: Problems,
+) -> None:
+    """A problem where what is sent to a backend would be retired there as soon as it comes."""
+    written = document.at("jobs", name, "keep")
+    for sender, archive in senders.items():
+        times = (finite(clause.time) for clause in clauses(sender, archive))
+        late = [older_than for older_than in times if older_than is not None and not_longer(job.keep, older_than)]
+        if late and written is not None:
+            problems.add(
+                written.place,
+                f"job {name!r} retires what {sender!r} sends to {backend!r} after {job.keep}, no later than it comes "
+                f"there ({late[0]}): make it longer, or give {backend!r} a partition job of its own",
+            )
 
 
 def _each_once(kept: Iterable[KeptFor]) -> tuple[KeptFor, ...]:

@@ -156,7 +156,7 @@ def _gone_before_archived(
 ) -> Iterator[Fault]:
     times = clauses(archive_name, archive)
     for late in times:
-        if (older_than := _finite(late.time)) is not None and _not_longer(backend.result_expires, older_than):
+        if (older_than := finite(late.time)) is not None and not_longer(backend.result_expires, older_than):
             yield Fault(
                 ("backends", backend_name, "result_expires"),
                 f"Celery removes results from {backend_name!r} after {backend.result_expires}, "
@@ -167,7 +167,7 @@ def _gone_before_archived(
         if isinstance(job, Partition):
             # A partition of a converted live table goes whole: the archive has nothing to take from it afterwards.
             for late in times:
-                if (older_than := _finite(late.time)) is not None and _not_longer(job.keep_live, older_than):
+                if (older_than := finite(late.time)) is not None and not_longer(job.keep_live, older_than):
                     yield Fault(
                         ("jobs", name, "keep_live"),
                         f"job {name!r} retires live partitions of {backend_name!r} after {job.keep_live}, "
@@ -180,7 +180,7 @@ def _gone_before_archived(
         for clause in clauses(name, job):
             if not any(each.covers(clause) for each in earlier):
                 for late in _decides(times, clause, earlier):
-                    if (older_than := _finite(late.time)) is not None and _not_longer(clause.time, older_than):
+                    if (older_than := finite(late.time)) is not None and not_longer(clause.time, older_than):
                         yield Fault(
                             (*clause.keys, "keep"),  # of a rule; the others are times themselves
                             f"job {name!r} removes {_said(clause)} from {backend_name!r} after {clause.time}, "
@@ -211,11 +211,12 @@ def _them(late: Clause) -> str:
     return "them" if late.about is None else f"{{{late.about}}}"
 
 
-def _finite(time: Keep) -> Duration | None:
+def finite(time: Keep) -> Duration | None:
+    """The time; None for ever."""
     return None if isinstance(time, Forever) else time
 
 
-def _not_longer(keep: Keep | None, older_than: Duration) -> bool:
+def not_longer(keep: Keep | None, older_than: Duration) -> bool:
     """Could results be gone at the moment they are due for the archive? The shortest calendar month decides."""
     if keep is None or isinstance(keep, Forever):
         return False

@@ -126,6 +126,14 @@ def test_the_partition_job_of_the_destination_looks_after_what_is_sent_there(tmp
     }
 
 
+def test_what_is_sent_is_not_retired_as_it_comes(tmp_path: Path) -> None:
+    jobs = "  far: {kind: archive, backend: results, older_than: 30d, to: {backend: warehouse}}\n"
+    (said,) = problems(tmp_path, jobs + "  partition: {keep: 30d}")
+    assert said.startswith("10:21 job 'partition' retires what 'far' sends to 'warehouse' after 30d, no later than")
+    loaded(tmp_path, jobs + "  partition: {backend: [results, more], keep: 30d}")
+    loaded(tmp_path, jobs + "  partition: {keep: 31d}")
+
+
 @pytest.mark.parametrize("source", ["results", "cache"])
 def test_the_destinations_own_archive_is_another(tmp_path: Path, source: str) -> None:
     jobs = f"  far: {{kind: archive, backend: {source}, older_than: 7d, to: {{backend: warehouse}}}}\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from backendops.backends.postgres.archive_table import ArchiveTable
@@ -36,28 +38,47 @@ def find_quarantined(
     """What is meant in partitions that were taken out of the archive and are not dropped yet, each table by itself."""
     with session.transaction(read_only=True) as connection:
         detached = list_detached(connection, archive.sql_name)
-    for one in detached:
-        back = one.retirement
-        if selection.since is not None and back.upper <= selection.since:
+    found = [_Out(one.name, one.slot, one.retirement.lower, one.retirement.upper, one.retirement.drop_after)
+             for one in detached]  # fmt: skip
+    # Of a detach that was cut short the archive does not show the rows any more.
+    found += [_Out(one.name, one.slot, one.start, one.end, detaching=True)
+              for one in archive.others if one.detach_pending]  # fmt: skip
+    for out in found:
+        if selection.since is not None and out.upper <= selection.since:
             continue
-        if selection.until is not None and back.lower >= selection.until:
+        if selection.until is not None and out.lower >= selection.until:
             continue
-        slots = {"archive": one.slot, "meant": meant_by(selection, key), "key": key}
-        try:
-            with session.transaction(read_only=True) as connection:
-                connection.execute(load("postgres", "session", "prefer_indexes"))
-                found = connection.execute(
-                    load("postgres", "restore", "count_meant", slots), meant_values(selection)
-                ).one()
-                ids: tuple[str, ...] = ()
-                if found.rows and selection.ids:
-                    listed = connection.execute(
-                        load("postgres", "restore", "list_meant", slots), meant_values(selection)
-                    )
-                    ids = tuple(listed.scalars())
-        except BackendBusy:
-            # What was put back is put back: not knowing how many more there are is no reason to fail.
-            yield Quarantined(one.name, None, (), back.drop_after)
-            continue
-        if found.rows:
-            yield Quarantined(one.name, found.rows, ids, back.drop_after)
+        counted = _count(session, out, key, selection)
+        if counted is None:
+            yield Quarantined(out.name, None, (), out.drop_after, out.detaching)
+        elif counted.rows:
+            yield counted
+
+
+@dataclass(frozen=True, slots=True)
+class _Out:
+    """A table that was a partition of the archive, and the time of its results."""
+
+    name: str
+    slot: str
+    lower: datetime
+    upper: datetime
+    drop_after: datetime | None = None
+    detaching: bool = False
+
+
+def _count(session: PostgresSession, out: _Out, key: str, selection: Selection) -> Quarantined | None:
+    """What is meant of it; None where counting takes too long."""
+    slots = {"archive": out.slot, "meant": meant_by(selection, key), "key": key}
+    values = meant_values(selection)
+    try:
+        with session.transaction(read_only=True) as connection:
+            connection.execute(load("postgres", "session", "prefer_indexes"))
+            rows = connection.execute(load("postgres", "restore", "count_meant", slots), values).one().rows
+            ids: tuple[str, ...] = ()
+            if rows and selection.ids:
+                ids = tuple(connection.execute(load("postgres", "restore", "list_meant", slots), values).scalars())
+    except BackendBusy:
+        # What was put back is put back: not knowing how many more there are is no reason to fail.
+        return None
+    return Quarantined(out.name, rows, ids, out.drop_after, out.detaching)
