@@ -13,7 +13,7 @@ from itertools import islice
 
 import pytest
 
-from backendops.backends.sqlite import SqliteBackend
+from backendops.backends.sqlite import SqliteBackend, search
 from backendops.contracts.capabilities import ArchivePlan
 from backendops.contracts.errors import BackendBusy, BackendRefused
 from backendops.contracts.run import Limits, NoWatermarks
@@ -174,6 +174,21 @@ def test_another_writer_is_waited_for_three_times_and_then_named(sqlite_url: str
         other.execute("COMMIT")
         assert sum(step.rows for step in backend.expire(older_than(DAY), pace)) == 10
     assert ids(sqlite_url, LIVE) == []
+
+
+def test_a_file_that_is_locked_whole_between_two_looks_is_busy(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "LOOK_ROWS", 10)
+    fill_celery_table(sqlite_url, 30, 1.0)
+    with raw(sqlite_url) as other, opened(sqlite_url, lock_timeout=0.05) as backend:
+        steps = backend.expire(older_than(DAY), SmallPace())
+        assert [next(steps).rows, next(steps).rows] == [0, 10]
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(BackendBusy, match="locked"):
+            next(steps)
+        other.execute("COMMIT")
+    assert len(ids(sqlite_url, LIVE)) == 20
 
 
 def test_a_statement_that_takes_too_long_is_ended(sqlite_url: str) -> None:

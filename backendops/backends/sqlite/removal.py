@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -63,7 +63,7 @@ class Removal:
     def run(self, pace: Pace) -> Steps:
         """Yield after each committed batch, and after each piece of the table that had nothing due."""
         free_since, most = 0.0, pace.size
-        for found in self.search.looks(self.file.connection):
+        for found in self._looks():
             if not found:
                 yield Step()
             at, attempts = 0, 0
@@ -85,6 +85,11 @@ class Removal:
                 most = max(FEWEST, int(len(batch) * min(HOLD / held, 2.0)))
                 at, attempts = at + len(batch), 0
                 yield Step(rows=rows, what=self.what)
+
+    def _looks(self) -> Iterator[list[Due]]:
+        # Looking takes no lock of its own, and still waits for who has the whole file, or finds a disk that is gone.
+        with translated(self.file.path):
+            yield from self.search.looks(self.file.connection)
 
     def _take(self, batch: list[Due], pace: Pace) -> tuple[int, float]:
         """How many rows of the batch were still due and are gone, and for how long the lock was held."""
