@@ -13,7 +13,7 @@ from backendops.contracts.capabilities import CanExpire
 from backendops.contracts.retention import Retention, Rule
 from backendops.jobs.archive import Archive
 from backendops.jobs.expire import Expire
-from tests.celery_rows import back_date, celery_results, fill_celery_table
+from tests.celery_rows import back_date, celery_app, celery_results, fill_celery_table
 from tests.conformance.stores import ARCHIVE, GROUPS, LIVE, FixedPace, Store, TableStore, drive
 
 CAPABILITY = CanExpire
@@ -103,6 +103,25 @@ def test_the_newest_stay_whatever_their_age(tables: TableStore, indexed: bool, n
     stayed = [id_ for id_ in every if id_ > max(90 - newest, 0)]
     assert tables.ids() == (stayed if newest <= 90 else every)
     assert len(tables.ids(GROUPS)) == 8 - groups_due
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_task_that_is_under_way_is_none_of_the_newest(tables: TableStore, indexed: bool) -> None:
+    """Celery dates a state of a task's own that follows STARTED, as it does RETRY."""
+    fill_celery_table(tables.url, 20, due=1, failures=0)
+    app = celery_app(tables.url)
+    for number in range(5):
+        for state in ("STARTED", "PROGRESS"):
+            app.backend.store_result(f"running-{number}", {"at": 1}, state)
+    app.close()
+    if not indexed:
+        tables.execute("DROP INDEX ix_celery_taskmeta_date_done")
+    assert tables.execute(f"SELECT count(*) FROM {LIVE} WHERE status = 'PROGRESS' AND date_done IS NOT NULL") == [(5,)]
+    expire(tables, keep="7d", keep_newest=5)
+    assert tables.execute(f"SELECT status, count(*) FROM {LIVE} GROUP BY status ORDER BY status") == [
+        ("PROGRESS", 5),
+        ("SUCCESS", 5),
+    ]
 
 
 def test_newest_and_rules_together(tables: TableStore) -> None:

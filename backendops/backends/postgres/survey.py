@@ -69,8 +69,8 @@ def _target(session: PostgresSession, live: LiveTable, tasks: LiveTable | None, 
 def _newest_kept(session: PostgresSession, live: LiveTable, keep: int) -> datetime | None:
     """The date of the last one that is kept for being among the newest; None where there are no more than those."""
     statement = "find_newest_by_date" if live.date_indexed else "find_newest_by_id"
-    # A retried task has a date by an accident of Celery's; groups have no state.
-    finished = "(status IS DISTINCT FROM 'RETRY')" if live.holds == "task" else "(true)"
+    # A task under way can have a date by an accident of Celery's; groups have no state.
+    finished = "(status IN ('SUCCESS', 'FAILURE', 'REVOKED'))" if live.holds == "task" else "(true)"
     slots = {"live": live.slot, "finished": finished}
     with session.transaction(read_only=True) as connection:
         connection.execute(load("postgres", "session", "prefer_indexes"))

@@ -7,7 +7,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from backendops.backends.sql_files import load
-from backendops.backends.sqlite.date_done import DateDone
+from backendops.backends.sqlite.date_done import FINISHED, DateDone
 from backendops.backends.sqlite.tables import LiveTable
 
 # Read at once, as when looking for due rows.
@@ -27,8 +27,9 @@ def newest_kept(connection: Connection, table: LiveTable, clock: DateDone, keep:
     while True:
         rows = connection.execute(load("sqlite", "remove", statement, table.slots()), values).all()
         for date_done, _, status in rows:
-            # A retried task has a date by an accident of Celery's.
-            if status == "RETRY" or clock.read(date_done, status) is None:
+            # A task under way can have a date by an accident of Celery's; groups have no state.
+            under_way = table.has("status") and status not in FINISHED
+            if under_way or clock.read(date_done, status) is None:
                 continue
             kept, oldest = kept + 1, min(oldest, str(date_done))
             if kept == keep:

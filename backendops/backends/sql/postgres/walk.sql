@@ -57,7 +57,7 @@ WHERE date_done >= :since;
 -- The last one of those that are kept whatever their age: from the end of the index, so many entries.
 SELECT date_done
 FROM /* live */ celery_taskmeta
-WHERE date_done IS NOT NULL AND /* finished */ (status IS DISTINCT FROM 'RETRY')
+WHERE date_done IS NOT NULL AND /* finished */ (status IN ('SUCCESS', 'FAILURE', 'REVOKED'))
 ORDER BY date_done DESC
 OFFSET :keep - 1 LIMIT 1;
 
@@ -68,7 +68,7 @@ SELECT CASE WHEN count(*) = :keep THEN min(date_done) END
 FROM (
     SELECT date_done
     FROM /* live */ celery_taskmeta
-    WHERE date_done IS NOT NULL AND /* finished */ (status IS DISTINCT FROM 'RETRY')
+    WHERE date_done IS NOT NULL AND /* finished */ (status IN ('SUCCESS', 'FAILURE', 'REVOKED'))
     ORDER BY id DESC
     LIMIT :keep
 ) AS newest;
