@@ -168,6 +168,19 @@ def test_the_hour_that_clocks_repeat_is_waited_for(postgres: TableStore) -> None
     assert postgres.ids() == []
 
 
+def test_a_result_of_the_hour_that_clocks_repeat_is_not_of_the_future(tables: TableStore) -> None:
+    """At 01:30 of the first pass nobody can tell that this is not of the second, an hour later."""
+    fill_celery_table(tables.url, 1, due=1, failures=0)
+    tables.execute(f"UPDATE {LIVE} SET date_done = :moment", moment="2025-11-02 01:30:00.000000")
+    with tables.opened(date_done_timezone="America/New_York") as backend:
+        assert backend.standing().newest_done == datetime(2025, 11, 2, 5, 30, tzinfo=UTC)
+    if tables.is_postgres:
+        # No moment in UTC that Python has, and no fault of backendops.
+        tables.execute(f"UPDATE {LIVE} SET date_done = :moment", moment="9999-12-31 23:00:00")
+        with tables.opened(date_done_timezone="America/New_York") as backend:
+            assert backend.standing().newest_done.year == 9999
+
+
 def test_settings_of_a_run_do_not_outlive_its_transactions(postgres: TableStore) -> None:
     """What PgBouncer in transaction mode would hand to a stranger."""
     fill_celery_table(postgres.url, 20)

@@ -129,6 +129,20 @@ def test_what_is_no_date_is_left_alone_and_reported(sqlite_url: str) -> None:
     assert "2 rows of celery_taskmeta" in steps[-1].findings[0].sentence
 
 
+@pytest.mark.parametrize(
+    ("zone", "date", "left"), [("Asia/Tokyo", "0001-01-01 01:00:00", 0), ("America/New_York", "9999-12-31 23:00:00", 1)]
+)
+def test_a_date_that_another_zone_does_not_have_ends_no_run(sqlite_url: str, zone: str, date: str, left: int) -> None:
+    fill_celery_table(sqlite_url, 4, 1.0, failures=0)
+    with raw(sqlite_url) as connection:
+        connection.execute(f"UPDATE {LIVE} SET date_done = '{date}' WHERE id = 1")
+    with opened(sqlite_url, date_done_timezone=zone) as backend:
+        newest = backend.standing().newest_done
+        assert newest is not None
+        assert (newest.year == 9999) == bool(left)
+        assert sum(step.rows for step in backend.expire(older_than(DAY), SmallPace())) == 4 - left
+
+
 def test_a_task_that_runs_again_between_look_and_lock_stays(sqlite_url: str) -> None:
     fill_celery_table(sqlite_url, 20, 1.0)
     with opened(sqlite_url) as backend:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
@@ -32,6 +33,14 @@ def read_standing(session: PostgresSession) -> Standing:
 def _newest(session: PostgresSession, connection: Connection, table: LiveTable) -> datetime | None:
     statement = "newest_by_date" if table.date_indexed else "newest_by_id"
     newest: datetime | None = connection.execute(
-        load("postgres", "standing", statement, {"live": table.slot}), {"zone": session.date_done_timezone}
+        load("postgres", "standing", statement, {"live": table.slot})
     ).scalar_one()
-    return newest
+    return None if newest is None else min(_in_utc(newest.replace(fold=fold), session.zone) for fold in (0, 1))
+
+
+def _in_utc(naive: datetime, zone: ZoneInfo) -> datetime:
+    """Of an hour that clocks repeat the caller asks for both passes: what may be of now is not of the future."""
+    try:
+        return naive.replace(tzinfo=zone).astimezone(UTC)
+    except OverflowError:  # on the last day that there is
+        return naive.replace(tzinfo=UTC)

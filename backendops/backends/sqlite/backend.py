@@ -106,7 +106,7 @@ class SqliteBackend(SqlBackend, CanExpire, CanKeepNewest, CanArchive, CanVacuum,
                 statement = "newest_by_date" if table.date_done_index else "newest_by_id"
                 row = self._opened.connection.execute(load("sqlite", "schema", statement, table.slots())).first()
                 if row is not None and (moment := self._clock.read(*row)) is not None:
-                    newest = moment.likely
+                    newest = moment.earliest
         return Standing(server_now=datetime.now(UTC), newest_done=newest)
 
     @contextmanager

@@ -17,10 +17,11 @@ FINISHED: Final = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What a naive date_done stands for; `latest` is the latest moment that it can stand for, both in UTC."""
+    """What a naive date_done stands for, and the latest and the earliest moment that it can stand for, all in UTC."""
 
     likely: datetime
     latest: datetime
+    earliest: datetime
 
 
 class DateDone:
@@ -41,11 +42,17 @@ class DateDone:
         if naive.tzinfo is not None:
             return None
         # fold=1: in the hour that a clock change repeats, the later of the two.
-        local = naive.replace(tzinfo=self._zone, fold=1).astimezone(UTC)
+        early, late = (self._local(naive.replace(fold=fold)) for fold in (0, 1))
         if status in FINISHED:
-            return Moment(local, local)
+            return Moment(late, late, min(early, late))
         universal = naive.replace(tzinfo=UTC)
-        return Moment(universal, max(local, universal))
+        return Moment(universal, max(late, universal), min(early, late, universal))
+
+    def _local(self, naive: datetime) -> datetime:
+        try:
+            return naive.replace(tzinfo=self._zone).astimezone(UTC)
+        except OverflowError:  # on the first or the last day that there is
+            return naive.replace(tzinfo=UTC)
 
     def before(self, moment: datetime) -> str:
         """No row whose text sorts at or after this can be due before `moment`."""

@@ -6,9 +6,9 @@ SELECT clock_timestamp() AS now, pg_is_in_recovery() AS standby, current_setting
 
 -- name: newest_by_date
 -- One step into the index.
-SELECT max(date_done) AT TIME ZONE :zone FROM /* live */ celery_taskmeta;
+SELECT max(date_done) FROM /* live */ celery_taskmeta;
 
 -- name: newest_by_id
 -- Without an index on date_done: among the results that were begun last, which is nearly always the newest of all.
-SELECT max(date_done) AT TIME ZONE :zone
+SELECT max(date_done)
 FROM (SELECT date_done FROM /* live */ celery_taskmeta ORDER BY id DESC LIMIT 1000) AS latest;
