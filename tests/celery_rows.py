@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import uuid
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, cast
 
 import redis
 from celery import Celery, states
 from celery.app.task import Context
+from celery.backends.database.session import ResultModelBase
 from celery.result import AsyncResult, GroupResult
-from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy import Connection, create_mock_engine, inspect, text
+
+from tests.engines import engine_of
 
 
 class Failure(Exception):
@@ -47,6 +51,9 @@ def celery_results(url: str, count: int = 10, *, started: int = 0, groups: int =
     groups' members and then of the unfinished follow. `conf` is the application's, such as result_expires=None.
     """
     app = celery_app(url, **conf)
+    if manager := getattr(app.backend, "session_manager", None):
+        # As in a worker's processes, which keep their connection.
+        manager.forked = True
     try:
         ids = [_store(app, number) for number in range(count)]
         for _ in range(groups):
@@ -98,7 +105,7 @@ def back_date(url: str, task_ids: list[str], age: timedelta) -> None:
     """Let these results have finished `age` ago: in the SQL column, or inside the JSON of their keys (TTL kept)."""
     done = datetime.now(UTC) - age
     if url.startswith("db+"):
-        with _sql(url) as connection:
+        with engine_of(url).begin() as connection:
             connection.execute(
                 text("UPDATE celery_taskmeta SET date_done = :done WHERE task_id = :task_id"),
                 [{"done": _naive(connection, done), "task_id": task_id} for task_id in task_ids],
@@ -135,7 +142,7 @@ def fill_celery_table(
     size of a result in bytes.
     """
     ensure_tables(url)
-    with _sql(url) as connection:
+    with engine_of(url).begin() as connection:
         moment = now or datetime.now(UTC)
         newest_due = moment - older_than - timedelta(minutes=1)
         values = {
@@ -189,7 +196,17 @@ def fill_celery_keys(
 
 
 def ensure_tables(url: str) -> None:
-    """Let Celery make its tables, as its first use of the backend does."""
+    """Let Celery make its tables, as its first use of the backend does.
+
+    Looking for tables, columns and sequences is most of what it does. Where nothing is, its statements alone follow.
+    """
+    engine = engine_of(url)
+    with engine.begin() as connection:
+        there = inspect(connection)
+        if not (there.has_table("celery_taskmeta") or there.has_table("celery_tasksetmeta")):
+            for statement in _celery_ddl(engine.dialect.name):
+                connection.exec_driver_sql(statement)
+            return
     app = celery_app(url)
     try:
         session = cast(Any, app.backend).ResultSession()
@@ -198,31 +215,34 @@ def ensure_tables(url: str) -> None:
         _close(app)
 
 
+@cache
+def _celery_ddl(dialect: str) -> tuple[str, ...]:
+    """The statements that make Celery's tables, from Celery itself."""
+    statements: list[str] = []
+
+    def made(statement: Any, *_: object, **__: object) -> None:
+        statements.append(str(statement.compile(dialect=engine.dialect)))
+
+    engine = create_mock_engine("postgresql+psycopg2://" if dialect == "postgresql" else f"{dialect}://", made)
+    # A backend with tables of other names has renamed them for its whole process: this one names them as usual.
+    app = celery_app("db+sqlite://", database_create_tables_at_setup=False)
+    try:
+        assert app.backend is not None
+        ResultModelBase.metadata.create_all(cast(Any, engine), checkfirst=False)
+    finally:
+        _close(app)
+    return tuple(statements)
+
+
 def _close(app: Celery) -> None:
     """Close what Celery leaves to the end of its process: a test with an open socket fails."""
+    if manager := getattr(app.backend, "session_manager", None):
+        for engine in manager._engines.values():
+            engine.dispose()
     if client := getattr(app.backend, "client", None):
         client.close()
         client.connection_pool.disconnect()
     app.close()
-
-
-class _sql:  # noqa: N801 - used as a context manager, like open()
-    """A connection in one transaction, its pool gone afterwards."""
-
-    def __init__(self, url: str) -> None:
-        parsed = make_url(url.removeprefix("db+"))
-        driver = {"postgresql": "postgresql+psycopg2"}.get(parsed.drivername, parsed.drivername)
-        self._engine = create_engine(parsed.set(drivername=driver))
-
-    def __enter__(self) -> Connection:
-        self._transaction = self._engine.begin()
-        return self._transaction.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        try:
-            self._transaction.__exit__(*error)
-        finally:
-            self._engine.dispose()
 
 
 def _naive(connection: Connection, moment: datetime) -> datetime | str:

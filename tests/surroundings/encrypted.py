@@ -36,12 +36,11 @@ class Encrypted:
         self._signed("postgres", "postgres", "extendedKeyUsage=clientAuth", "ca")
         self._signed("stranger", ROLE, "extendedKeyUsage=clientAuth", "other")
         binaries = postgres_binaries("15")
-        settings = {name: value for name, value in POSTGRES_SETTINGS.items() if name != "scram_iterations"}
         server = embedded.PostgresServer(
             folder / "server",
             binaries=binaries,
             settings={
-                **settings,
+                **POSTGRES_SETTINGS,
                 "ssl": "on",
                 "ssl_ca_file": str(folder / "ca.crt"),
                 "ssl_cert_file": str(folder / "server.crt"),
