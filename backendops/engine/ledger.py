@@ -8,21 +8,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    ExceptionContext,
-    Row,
-    Table,
-    and_,
-    delete,
-    event,
-    func,
-    insert,
-    select,
-    update,
-)
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection, Engine, Row, Table, and_, delete, event, func, insert, select, update
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import IntegrityError
 
 from backendops.contracts.readings import Reading
 from backendops.contracts.run import Outcome, Trigger, Watermarks
@@ -235,20 +223,17 @@ class Ledger:
             connection.execute(delete(t.slots).where(t.slots.c.slot < now - KEEP_SLOTS))
 
     def check(self) -> None:
-        """Write something; raises where that cannot be done. To begin a transaction and end it is not enough: it writes
-        nothing, and so finds nothing wrong with a full disk."""
+        """Write something, as a transaction without a write notices no full disk; raises where that cannot be done."""
         with self._engine.begin() as connection:
-            now = datetime.now(UTC).isoformat()
-            _put(connection, t.watermarks, {"backend": "", "key": "checked"}, {"value": now})
+            _put(connection, t.watermarks, {"backend": "", "key": "checked"}, {"value": str(datetime.now(UTC))})
 
     def _is_written(self, _: Connection) -> None:
         self.failure = ""
 
     def _has_failed(self, context: ExceptionContext) -> None:
-        if isinstance(context.sqlalchemy_exception, SQLAlchemyError) and not isinstance(
-            context.sqlalchemy_exception, IntegrityError
-        ):
-            self.failure = first_line(context.sqlalchemy_exception)
+        error = context.sqlalchemy_exception
+        if error is not None and not isinstance(error, IntegrityError):
+            self.failure = first_line(error)
 
     def _rows(self, query: Any) -> list[Row[Any]]:
         with self._reading.connect() as connection:

@@ -154,7 +154,7 @@ def _sentence(error: SQLAlchemyError, where: str) -> str:
     said = first_line(error)
     if isinstance(getattr(error, "orig", None), sqlite3.DatabaseError):
         if "not a database" in said or "malformed" in said:
-            return f"{where} is damaged or no ledger; it holds history, not results: move it away, and a new one is made"
+            return f"{where} is damaged or no ledger; it holds history, no results: move it away, a new one is made"
         if "is locked" in said:
             return (
                 f"cannot use the ledger {where}: another process has locked it: end that one (`fuser {where}` names it)"
