@@ -187,6 +187,10 @@ class MemoryReport:
     """What its keys are, of every kind."""
     server: ServerHealth | None = None
     """How it fares beside its memory."""
+    node: str = ""
+    """Of a cluster's node: its address."""
+    nodes: tuple[MemoryReport, ...] = ()
+    """Of a cluster: each master by itself; the figures above are their sum, or the worst of them."""
 
 
 class CanReportMemory(ABC):

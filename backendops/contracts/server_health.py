@@ -59,6 +59,15 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True)
+class Lookups:
+    """Keys that were asked for in the last `seconds`, and found or not."""
+
+    hits: int
+    misses: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ServerHealth:
     """What INFO, CLIENT LIST and PUBSUB tell; None where the server does not say."""
 
@@ -80,5 +89,8 @@ class ServerHealth:
     snapshot_seconds: float | None = None
     hits: int = 0
     misses: int = 0
+    """Since the server started."""
+    lookups: Lookups | None = None
+    """Of late; None where nobody knows of an earlier look."""
     notes: tuple[str, ...] = ()
     """What could not be read and why."""

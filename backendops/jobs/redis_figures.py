@@ -17,8 +17,9 @@ def summary(report: MemoryReport) -> str:
     limit = f"of {format_bytes(report.limit)}" if report.limit else "without a limit"
     results = sum(report.result_keys.values())
     sampled = f", from {report.sampled:.1%} of the keys" if report.sampled < 1 else ""
+    nodes = f" on {len(report.nodes)} nodes" if report.nodes else ""
     return (
-        f"{format_bytes(report.used)} used {limit}{_growth(report)}; {results:,} result keys take "
+        f"{format_bytes(report.used)} used {limit}{nodes}{_growth(report)}; {results:,} result keys take "
         f"{format_bytes(sum(report.result_bytes.values()))}, {report.result_keys_without_ttl:,} without expiry{sampled}"
     )
 

@@ -16,6 +16,7 @@ from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import ByteSize, FixedDuration, format_bytes
 from backendops.jobs.keyspace import KEYSPACE_METRICS
 from backendops.jobs.redis_figures import readings, summary
+from backendops.jobs.redis_nodes import by_node
 from backendops.jobs.redis_server import Thresholds, server_findings
 from backendops.jobs.redis_trouble import (
     SWAPPED,
@@ -132,6 +133,17 @@ class RedisMemory(Job):
 
     def findings(self, report: MemoryReport, now: datetime) -> Iterator[Finding]:
         """What is wrong, the most urgent subject first."""
+        if report.nodes:
+            yield from by_node(
+                {node.node: [*self._of_memory(node, now), *self._of_server(node)] for node in report.nodes}
+            )
+            yield from self._of_results(report)
+            return
+        yield from self._of_memory(report, now)
+        yield from self._of_results(report)
+        yield from self._of_server(report)
+
+    def _of_memory(self, report: MemoryReport, now: datetime) -> Iterator[Finding]:
         if report.loading:
             yield Finding(
                 Severity.INFO,
@@ -143,8 +155,12 @@ class RedisMemory(Job):
         yield from self._eviction(report)
         yield from self._layout(report)
         yield from persistence(report, now)
+
+    def _of_results(self, report: MemoryReport) -> Iterator[Finding]:
         yield from without_ttl(report)
         yield from self._big_values(report)
+
+    def _of_server(self, report: MemoryReport) -> Iterator[Finding]:
         if report.server is not None:
             yield from server_findings(report, report.server, self.thresholds)
 

@@ -51,12 +51,14 @@ def server_findings(report: MemoryReport, server: ServerHealth, limits: Threshol
             f"the last fork, for a snapshot or a rewrite, held the server for {format_seconds(server.fork_seconds)}",
             "turn transparent huge pages off on the host, or take snapshots on a replica; less memory forks faster",
         )
-    lookups = server.hits + server.misses
-    if lookups >= LOOKUPS and server.hits < lookups * LOW_RATE:
+    recent = server.lookups
+    hits, misses = (server.hits, server.misses) if recent is None else (recent.hits, recent.misses)
+    if hits + misses >= LOOKUPS and hits < (hits + misses) * LOW_RATE:
+        since = "since the server started" if recent is None else f"in the last {format_seconds(recent.seconds)}"
         yield Finding(
             Severity.INFO,
             "redis.hit-rate-low",
-            f"only {server.hits / lookups:.0%} of {lookups:,} lookups since the server started found their key",
+            f"only {hits / (hits + misses):.0%} of {hits + misses:,} lookups {since} found their key",
             "clients may poll for results that are not there yet, or are gone: wait with get(), keep results "
             "for longer, or set ignore_result where nobody reads them",
         )

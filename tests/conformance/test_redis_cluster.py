@@ -17,6 +17,7 @@ from backendops.contracts.errors import BackendRefused
 from backendops.contracts.run import Limits, NoWatermarks
 from backendops.jobs.archive import Archive
 from backendops.jobs.expire import Expire
+from backendops.jobs.redis_memory import RedisMemory
 from backendops.jobs.restore import Restore
 from tests.conformance.destinations import SOURCE, Files
 from tests.conformance.redis_store import FixedPace, about, opened
@@ -157,6 +158,33 @@ def test_the_survey_counts_the_keys_of_all_masters(fleet: Clustered, client: Red
     assert found.kinds["task"].without_ttl == RESULTS
     assert found.kinds["task"].size_error == 0, "a small store is weighed in full"
     assert memory.result_keys["task"] == RESULTS
+
+
+def test_the_memory_of_every_master_is_looked_at_and_a_finding_names_its_node(
+    fleet: Clustered, client: RedisCluster
+) -> None:
+    masters = {f"{node.host}:{node.port}": fleet.client(node) for node in fleet.masters()}
+    full = next(name for name in masters if not fleet.url.startswith(f"redis://{name}"))
+    masters[full].config_set("maxmemory", int(masters[full].info("memory")["used_memory"] / 0.9))
+    try:
+        with opened(fleet.url, cluster=True) as backend:
+            report = backend.report_memory(timedelta(seconds=2))
+        found = {finding.code: finding for finding in RedisMemory().findings(report, datetime.now(UTC))}
+    finally:
+        masters[full].config_set("maxmemory", 0)
+    assert {node.node for node in report.nodes} == set(masters)
+    assert report.used == sum(node.used for node in report.nodes) > 1.5 * max(node.used for node in report.nodes)
+    assert report.keys == RESULTS + 100
+    assert report.limit == 0, "two have none"
+    assert report.server is not None
+    assert len(report.server.replicas) == 3
+    near = found["redis.memory-near-limit"]
+    assert near.sentence.startswith(f"{full}: ")
+    assert " are used (9" in near.sentence
+    others = sorted(set(masters) - {full})
+    assert found["redis.no-memory-limit"].sentence.partition(": ")[0] in others
+    assert sum(name in found["redis.no-memory-limit"].sentence for name in others) == 2
+    assert found["redis.results-without-ttl"].sentence.startswith(f"{RESULTS} result keys"), "of the whole, once"
 
 
 def test_results_of_all_masters_are_archived_and_put_back(

@@ -369,6 +369,38 @@ def test_what_may_not_be_asked_is_said_once_and_the_rest_works(redis_url: str, c
     assert (health.clients, health.result_channels) == ((), None)
 
 
+def test_the_hit_rate_is_of_late_and_without_our_own_lookups(
+    valkey_url: str, celery_results: Callable[..., list[str]]
+) -> None:
+    celery_results(valkey_url, 20, result_expires=None)
+    watermarks = NoWatermarks()
+
+    def look() -> MemoryReport:
+        with opened(valkey_url, watermarks=watermarks) as backend:
+            return backend.report_memory(timedelta(seconds=1))
+
+    def ask(name: str, times: int) -> None:
+        with client_of(valkey_url) as client, client.pipeline(transaction=False) as pipe:
+            for _ in range(times):
+                pipe.get(name)
+            pipe.execute()
+
+    ask("celery-task-meta-none", 15_000)
+    first = look()
+    assert first.server is not None
+    assert first.server.lookups is None
+    (early,) = [found for found in JOB.findings(first, datetime.now(UTC)) if found.code == "redis.hit-rate-low"]
+    assert "since the server started" in early.sentence
+    assert [found.code for found in JOB.findings(look(), datetime.now(UTC)) if "hit-rate" in found.code] == []
+    ask("celery-task-meta-none", 12_000)
+    last = look()
+    assert last.server is not None
+    assert last.server.lookups is not None
+    assert (last.server.lookups.hits, last.server.lookups.misses) == (0, 12_000), "not our own"
+    (late,) = [found for found in JOB.findings(last, datetime.now(UTC)) if found.code == "redis.hit-rate-low"]
+    assert "only 0% of 12,000 lookups in the last" in late.sentence
+
+
 def test_memory_that_rises_is_forecast_from_the_ledger(redis_url: str, client: redis.Redis) -> None:
     marks = NoWatermarks()
     used = cast(dict[str, Any], client.info("memory"))["used_memory"]

@@ -11,14 +11,14 @@ from typing import Annotated, ClassVar, Self
 import redis
 from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 
-from backendops.backends.redis import cluster, connection, expire, lists, lock, memory, pool
+from backendops.backends.redis import cluster, connection, expire, lists, lock, memory, memory_of_cluster, pool
 from backendops.backends.redis.address import SCHEMES, Address
 from backendops.backends.redis.archive import HandOverOnRedis
 from backendops.backends.redis.archiving import Archiving
 from backendops.backends.redis.errors import acl_line, translated
 from backendops.backends.redis.expire import Sweep
 from backendops.backends.redis.keys import ResultKeys
-from backendops.backends.redis.nodes import Nodes, OneServer, SentinelMaster
+from backendops.backends.redis.nodes import Node, Nodes, OneServer, SentinelMaster
 from backendops.backends.redis.sentinel_options import SentinelOptions
 from backendops.backends.redis.survey import Survey, queues
 from backendops.contracts.backend import Backend, Lock, Standing
@@ -151,10 +151,22 @@ class RedisBackend(Backend, CanExpire, HandOverOnRedis, CanReportMemory, CanRepo
 
     def report_memory(self, time_limit: timedelta) -> MemoryReport:
         with self._translated():
+            looks = [
+                memory.Look(
+                    node.client,
+                    db=self.address.db,
+                    other=self._other_database,
+                    keys=self.keys,
+                    watermarks=self._watermarks,
+                    node=node.address,
+                )
+                for node in (self.nodes.masters() if self.cluster else [Node("", self.client)])
+            ]
+            if not looks:
+                raise redis.exceptions.ClusterDownError("CLUSTERDOWN no node has a slot")
             keyspace = self.survey_keys(time_limit)
-            return memory.report(
-                self.client, self.address.db, keyspace, self._other_database, self.keys, self._watermarks
-            )
+            reports = [look.report(keyspace) for look in looks]
+            return memory_of_cluster.together(reports) if self.cluster else reports[0]
 
     def survey_keys(
         self,

@@ -11,7 +11,7 @@ import redis
 from redis.exceptions import NoPermissionError, ResponseError
 
 from backendops.backends.redis.keys import ResultKeys
-from backendops.contracts.server_health import Clients, Growth, Replica, ServerHealth
+from backendops.contracts.server_health import Clients, Growth, Lookups, Replica, ServerHealth
 
 # CLIENT LIST holds the server about 1 ms per thousand clients; beyond this only its own totals are read.
 MOST_LISTED: Final = 2000
@@ -29,7 +29,9 @@ MOST_NAMED: Final = 50
 IDLE: Final = 3600
 
 
-def health(client: redis.Redis, info: Mapping[str, Any], keys: ResultKeys, growth: Growth | None) -> ServerHealth:
+def health(
+    client: redis.Redis, info: Mapping[str, Any], keys: ResultKeys, growth: Growth | None, lookups: Lookups | None
+) -> ServerHealth:
     """What INFO (already read), CLIENT LIST and PUBSUB tell."""
     notes: list[str] = []
     listed = _listed(client, int(info.get("connected_clients", 0)), notes)
@@ -50,6 +52,7 @@ def health(client: redis.Redis, info: Mapping[str, Any], keys: ResultKeys, growt
         snapshot_seconds=snapshot if snapshot >= 0 else None,
         hits=int(info.get("keyspace_hits", 0)),
         misses=int(info.get("keyspace_misses", 0)),
+        lookups=lookups,
         notes=tuple(notes),
     )
 

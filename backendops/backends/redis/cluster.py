@@ -39,7 +39,7 @@ class ClusterMasters(Followed):
         owners = dict.fromkeys((host, port) for _, _, host, port in self._slots())
         # Where INFO is not permitted, a node's address tells it from the others.
         return [
-            Node(identity_of(client) or f"{host}:{port}".replace(":", "_"), client)
+            Node(identity_of(client) or f"{host}:{port}".replace(":", "_"), client, f"{host}:{port}")
             for host, port in owners
             for client in [self._client(host, port)]
         ]

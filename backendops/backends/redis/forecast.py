@@ -34,24 +34,25 @@ _MOST_ALIKE: Final = 0.95
 Points = list[tuple[float, float]]
 
 
-def remember(watermarks: Watermarks, run_id: str, now: float, used: int) -> Growth | None:
+def remember(watermarks: Watermarks, run_id: str, now: float, used: int, node: str = "") -> Growth | None:
     """Add what is used now to the history of this server; the line through it, where there is enough of one.
 
-    Another `run_id`, which each start of the server changes, begins a new history.
+    Another `run_id`, which each start of the server changes, begins a new history. Each node of a cluster has its own.
     """
-    points = _recall(watermarks, run_id)
+    mark = f"{MARK}:{node}" if node else MARK
+    points = _recall(watermarks, run_id, mark)
     # A clock that was set back would make a history that runs backwards.
     points = [point for point in points if now - OLDEST <= point[0] <= now]
     if not points or now - points[-1][0] >= EVERY:
         points = thinned([*points, (now, float(used))])
         written = [[round(moment), round(size)] for moment, size in points]
-        watermarks.remember(MARK, json.dumps({"run": run_id, "points": written}, separators=(",", ":")))
+        watermarks.remember(mark, json.dumps({"run": run_id, "points": written}, separators=(",", ":")))
     return line(points)
 
 
-def _recall(watermarks: Watermarks, run_id: str) -> Points:
+def _recall(watermarks: Watermarks, run_id: str, mark: str) -> Points:
     try:
-        document = json.loads(watermarks.recall(MARK) or "{}")
+        document = json.loads(watermarks.recall(mark) or "{}")
         if document.get("run") != run_id:
             return []
         return [(float(moment), float(used)) for moment, used in document["points"]]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import redis
 from redis.exceptions import ClusterCrossSlotError, NoPermissionError
 
-from backendops.backends.redis import clients, forecast
+from backendops.backends.redis import clients, forecast, lookups
 from backendops.backends.redis.keys import ResultKeys
 from backendops.contracts.capabilities import MemoryReport
 from backendops.contracts.keyspace import Keyspace
@@ -31,16 +32,38 @@ BROKER_NAMES: Final = (
 )
 
 
-def report(  # noqa: PLR0913, PLR0917 - all that a report is made of
-    client: redis.Redis,
-    db: int,
-    keyspace: Keyspace,
-    other: Callable[[int], redis.Redis],
-    keys: ResultKeys,
-    watermarks: Watermarks,
+class Look:
+    """One look at a server, before the survey and after; `other` connects to another database of it."""
+
+    def __init__(  # noqa: PLR0913 - all that a report is made of
+        self,
+        client: redis.Redis,
+        *,
+        db: int,
+        other: Callable[[int], redis.Redis],
+        keys: ResultKeys,
+        watermarks: Watermarks,
+        node: str = "",
+    ) -> None:
+        self._client, self._db, self._other, self._keys = client, db, other, keys
+        self._watermarks, self._node = watermarks, node
+        self._recent = lookups.Recent(watermarks, client.info(), time.time(), node)
+
+    def report(self, keyspace: Keyspace) -> MemoryReport:
+        """Read INFO beside what the survey found."""
+        info: Mapping[str, Any] = self._client.info()
+        growth = forecast.remember(
+            self._watermarks, str(info.get("run_id", "")), time.time(), int(info["used_memory"]), self._node
+        )
+        server = clients.health(self._client, info, self._keys, growth, self._recent.lookups)
+        found = replace(_report(self._client, self._db, info, keyspace, self._other), server=server, node=self._node)
+        self._recent.end(self._client.info("stats"))
+        return found
+
+
+def _report(
+    client: redis.Redis, db: int, info: Mapping[str, Any], keyspace: Keyspace, other: Callable[[int], redis.Redis]
 ) -> MemoryReport:
-    """Read INFO beside what a survey found; `other` connects to another database of the same server."""
-    info: Mapping[str, Any] = client.info()
     space = info.get(f"db{db}", {})
     total, expiring = int(space.get("keys", 0)), int(space.get("expires", 0))
     kinds = keyspace.kinds
@@ -74,9 +97,6 @@ def report(  # noqa: PLR0913, PLR0917 - all that a report is made of
         biggest=keyspace.largest,
         allocator=str(info.get("mem_allocator", "")),
         keyspace=keyspace,
-        server=clients.health(
-            client, info, keys, forecast.remember(watermarks, str(info.get("run_id", "")), time.time(), used)
-        ),
     )
 
 

@@ -30,6 +30,8 @@ class Node:
 
     identity: str
     client: redis.Redis
+    address: str = ""
+    """Of a cluster's node."""
 
 
 class Nodes(ABC):
