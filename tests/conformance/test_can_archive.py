@@ -371,6 +371,18 @@ def test_a_batch_that_times_out_is_taken_again_smaller(postgres: TableStore) -> 
     assert len(postgres.ids()) == 30
 
 
+def test_rows_that_are_slow_are_taken_in_batches_as_small_as_it_takes(postgres: TableStore) -> None:
+    """Each run begins with the same size: one that gave up on the way down would never get through."""
+    fill_celery_table(postgres.url, 60)
+    for statement in SLOW.replace("0.02", "0.01").strip().split(";\n"):
+        postgres.execute(statement.replace(":", r"\:"))
+    with postgres.opened(Limits(statement_timeout=timedelta(milliseconds=250))) as backend:
+        steps = drive(backend.archive(older_than(), PLAN, TimedPace(first=160)))
+    assert sum(step.rows for step in steps) == 30
+    # Between two tries a run can be stopped.
+    assert [(step.rows, step.what) for step in steps[1:4]] == [(0, "")] * 3
+
+
 def test_a_batch_that_times_out_three_times_ends_the_run(postgres: TableStore) -> None:
     fill_celery_table(postgres.url, 60)
     for statement in SLOW.replace("0.02", "5").strip().split(";\n"):

@@ -165,7 +165,7 @@ class StuckOnPostgres(PostgresSession, CanMoveStuck):
 def _moved(
     session: PostgresSession, live: LiveTable, slots: Mapping[str, str], values: Mapping[str, int], pace: Pace
 ) -> Iterator[int]:
-    """The rows of one committed batch after another. Raises BackendBusy where one fails three times in a row."""
+    """The rows of one committed batch after another. Raises BackendBusy where one fails thrice and cannot be smaller."""
     low, last = LOWEST_ID, values["last_id"]
     more, failures = True, 0
     while more:
@@ -182,6 +182,9 @@ def _moved(
                 raise
             if code_of(busy) == STATEMENT_TIMEOUT:
                 pace.timed_out()
+            if pace.size < size:
+                failures = 0
+            yield 0
             continue
         failures = 0
         pace.measured(rows if live.date_indexed else size, monotonic() - began)

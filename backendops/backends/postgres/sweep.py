@@ -39,7 +39,7 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
         for taken in walk.batches():
             locked += taken.locked
             left = f"; {taken.locked:,} that other sessions hold are left for the next run" if taken.locked else ""
-            yield Step(rows=taken.rows, what=f"{deed.done}{left}")
+            yield Step(rows=taken.rows, what=f"{deed.done}{left}" if taken.rows or left else "")
         emptied[target.live] = walk.emptied_to if isinstance(walk.emptied_to, datetime) else None
     if targets:
         left = "nothing that is due is left" if due or about else ""

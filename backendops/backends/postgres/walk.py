@@ -29,7 +29,7 @@ from backendops.contracts.run import Pace
 
 # A batch that waits for a row holds the rows it already has: no writer may wait longer behind it than for a slow disk.
 LOCK_PATIENCE: Final = timedelta(milliseconds=50)
-# A range that fails three times, each time smaller, meets something that waiting for will not cure within this run.
+# A range that fails three times, and cannot be made smaller, meets something that no waiting cures within this run.
 TRIES: Final = 3
 
 Key = datetime | int
@@ -109,12 +109,16 @@ class Walk:
     def batches(self) -> Iterator[Taken]:
         """Take every due row, one committed batch per item.
 
-        Raises BackendBusy where a range fails three times in a row.
+        Raises BackendBusy where a range that cannot be made smaller fails three times in a row.
         """
         locked = 0
         for low, end, is_from_start in self._courses():
             is_emptied = is_from_start
-            for span, taken in self._along(low, end):
+            for one in self._along(low, end):
+                if one is None:
+                    yield Taken(0, 0.0)
+                    continue
+                span, taken = one
                 locked += taken.locked
                 if is_emptied:
                     self.emptied_to = span.low
@@ -143,7 +147,8 @@ class Walk:
             if low is not None:
                 yield low, end, start is None
 
-    def _along(self, start: Key, end: Key) -> Iterator[tuple[Span, Taken]]:
+    def _along(self, start: Key, end: Key) -> Iterator[tuple[Span, Taken] | None]:
+        """Each range that was taken; None where one failed and is tried again, which is a moment to stop."""
         low: Key | None = start
         failures, failed_check = 0, False
         while low is not None:
@@ -158,6 +163,10 @@ class Walk:
                 if failures == TRIES or not (failed_check or isinstance(error, BackendBusy)):
                     raise
                 self._recover(error)
+                if self._pace.size < size:
+                    # Each run begins with the same size: who gives up on the way down never gets through.
+                    failures = 0
+                yield None
                 continue
             failures, failed_check = 0, False
             self._pace.measured(size if span.full and not span.crowded else taken.rows, taken.seconds)
