@@ -110,16 +110,25 @@ def test_old_statistics_are_renewed_where_rows_have_changed(emptied: str) -> Non
     ]
 
 
+def told_of(url: str, count: str) -> bool:
+    """Do the statistics of each partition of the archive tell of that? PostgreSQL 14 is half a second late."""
+    rows = sql(url, f"SELECT {count} > 0 FROM pg_stat_all_tables WHERE relname LIKE 'kept {LIVE}\\_p%'")
+    return bool(rows) and rows == [(True,)] * len(rows)
+
+
 def test_the_archives_partitions_and_statistics_are_kept_too(emptied: str) -> None:
     with opened(emptied) as backend:
         job = Archive(older_than="7d", table="kept {table}")
         list(backend.archive(Retention(datetime.now(UTC) - 7 * DAY), job.plan, TimedPace()))
+    until(lambda: told_of(emptied, "n_mod_since_analyze"), "what was archived is known")
     vacuum(emptied, plan(later=8 * DAY))
     sql(emptied, f'DELETE FROM "kept {LIVE}" WHERE id % 4 <> 1')
+    until(lambda: told_of(emptied, "n_dead_tup"), "what was deleted is known")
     done = whats(vacuum(emptied, plan(dead_rows=1)))
     assert done
     assert all(what.startswith(f'vacuumed "public"."kept {LIVE}_p') for what in done)
     sql(emptied, f'DELETE FROM "kept {LIVE}" WHERE id % 8 <> 1')
+    until(lambda: told_of(emptied, "n_dead_tup"), "what was deleted is known")
     # Autovacuum never looks at a partitioned parent, whose statistics plan every query of the archive.
     assert any(
         what.startswith(f'analyzed "public"."kept {LIVE}"') for what in whats(vacuum(emptied, plan(later=8 * DAY)))
