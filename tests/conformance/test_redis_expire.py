@@ -13,6 +13,7 @@ import pytest
 import redis
 from celery import Celery
 from celery.app.task import Context
+from celery.result import GroupResult
 
 from backendops import embedded
 from backendops.backends.redis import expire as sweeping
@@ -308,6 +309,24 @@ def test_a_saved_group_is_kept_from_its_last_use(
     assert sum(step.rows for step in run(url)) == 2
     assert about(cast(int, client.ttl(new)), KEEP)
     assert about(cast(int, client.ttl(old)), KEEP - timedelta(days=10))
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no-scripts"])
+def test_a_saved_group_that_is_named_like_a_part_of_a_chord_is_none(
+    redis_url: str, client: redis.Redis, scripts: bool
+) -> None:
+    url = redis_url if scripts else without_scripts(redis_url, client)
+    app = celery_app(url, result_expires=None)
+    names = [f"celery-taskset-meta-nightly.{part}" for part in "stc"]
+    try:
+        for name in names:
+            GroupResult(name.removeprefix("celery-taskset-meta-"), [], app=app).save(backend=app.backend)
+            idle(client, name, 100 * 86400)
+    finally:
+        close(app)
+    steps = run(url, Expire.model_validate({"keep": "150d", "redis": {"chord_keep": "1d"}}))
+    assert [about(cast(int, client.ttl(name)), timedelta(days=50)) for name in names] == [True] * 3
+    assert sum(step.rows for step in steps) == 3
 
 
 def test_chord_keep_is_for_chords_alone(redis_url: str, client: redis.Redis) -> None:

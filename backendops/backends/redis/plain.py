@@ -105,9 +105,10 @@ def _decide(
             continue
         if named == "task":
             tasks.append((key, ttl))
-        elif named == "group" and ttl == -1:
-            gifts += _group(client, key, decision, tally)
-        elif named == "chord":
+        elif named == "group" or (kind == "string" and not _bytes(client.getrange(key, 0, 0)).isalnum()):
+            # A saved group may be named as a part of a chord is, which is a number, a token or a word.
+            gifts += _group(client, key, decision, tally) if ttl == -1 else []
+        else:
             given, gone = _chord(client, key, ttl, decision, tally)
             gifts += given
             doomed += gone

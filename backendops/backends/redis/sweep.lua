@@ -165,6 +165,11 @@ local function chord_key(key, ttl, part)
     if (kind ~= parts[part] and not (part == '.j' and kind == 'list')) or (ttl ~= -1 and not shorten) then
         return
     end
+    -- Of a chord these are a number, a token or a word; a saved group may have such a name, and is an object.
+    if kind == 'string' and not find(call('GETRANGE', key, 0, 0), '^%w') then
+        group_key(key, ttl)
+        return
+    end
     if not chord_cutoff then
         kept = kept + 1
         return
