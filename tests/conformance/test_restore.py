@@ -102,9 +102,9 @@ def test_what_celery_wrote_comes_back_to_the_byte(place: Place) -> None:
 
 
 def test_every_stop_keeps_every_result_and_the_next_run_has_it_once(place: Place) -> None:
-    fill_celery_table(place.source.url, 120, groups=6)
+    fill_celery_table(place.source.url, 70, groups=4)
     place.archive()
-    every, before = list(range(1, 121)), checksum(live_rows(place.source), place.rows())
+    every, before = list(range(1, 71)), checksum(live_rows(place.source), place.rows())
     stop_after = 1
     while place.ids():
         place.restore(stop_after=stop_after, size=20)
