@@ -165,7 +165,7 @@ class StuckOnPostgres(PostgresSession, CanMoveStuck):
 def _moved(
     session: PostgresSession, live: LiveTable, slots: Mapping[str, str], values: Mapping[str, int], pace: Pace
 ) -> Iterator[int]:
-    """The rows of one committed batch after another. Raises BackendBusy where one fails thrice and cannot be smaller."""
+    """The rows of one committed batch after another. BackendBusy where one fails thrice and cannot be smaller."""
     low, last = LOWEST_ID, values["last_id"]
     more, failures = True, 0
     while more:
