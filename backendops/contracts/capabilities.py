@@ -206,9 +206,9 @@ class PoolReport:
 
     connect_seconds: float
     roundtrip_seconds: float
-    connections: Mapping[str, int]
-    """By state: active, idle, idle_in_transaction, blocked, other."""
-    connections_limit: int
+    connections: Mapping[str, int] = field(default_factory=dict)
+    """By state: active, idle, idle_in_transaction, blocked, other; none where there is no server to count them."""
+    connections_limit: int | None = None
     by_application: Mapping[str, int] = field(default_factory=dict)
     oldest_transaction_seconds: float | None = None
     waiting_for_locks: int | None = None

@@ -190,10 +190,11 @@ def _readings(report: PoolReport) -> Iterator[Reading]:
     yield metrics.BACKEND_UP.read(1)
     yield metrics.BACKEND_ROUNDTRIP.read(report.roundtrip_seconds)
     yield metrics.BACKEND_CONNECT.read(report.connect_seconds)
-    for state in metrics.CONNECTION_STATES:
-        yield metrics.POOL_CONNECTIONS.read(report.connections.get(state, 0), state=state)
-    yield metrics.POOL_LIMIT.read(report.connections_limit)
+    if report.connections:
+        for state in metrics.CONNECTION_STATES:
+            yield metrics.POOL_CONNECTIONS.read(report.connections.get(state, 0), state=state)
     for metric, value in (
+        (metrics.POOL_LIMIT, report.connections_limit),
         (metrics.POOL_OLDEST_TRANSACTION, report.oldest_transaction_seconds),
         (metrics.POOL_WAITING_LOCKS, report.waiting_for_locks),
         (metrics.POOL_REPLICATION_LAG, report.replication_lag_seconds),
@@ -207,12 +208,12 @@ def _readings(report: PoolReport) -> Iterator[Reading]:
 
 
 def _in_words(report: PoolReport) -> str:
+    round_trip = f"round trip {report.roundtrip_seconds * 1000:.1f} ms"
+    if not report.connections:
+        return round_trip
     limit = f" of {report.connections_limit}" if report.connections_limit else ""
     states = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in report.connections.items() if n)
-    return (
-        f"{sum(report.connections.values())}{limit} connections ({states or 'none'}){_most_by(report)}, "
-        f"round trip {report.roundtrip_seconds * 1000:.1f} ms"
-    )
+    return f"{sum(report.connections.values())}{limit} connections ({states or 'none'}){_most_by(report)}, {round_trip}"
 
 
 def _most_by(report: PoolReport) -> str:

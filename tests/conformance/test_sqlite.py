@@ -177,7 +177,7 @@ def test_a_probe_reads_the_file_and_a_missing_one_is_unreachable(sqlite_url: str
     with opened(sqlite_url, read_only=True) as backend:
         report = backend.report_pool()
         assert 0 < report.roundtrip_seconds < 1
-        assert (report.connections, report.connections_limit) == ({}, 0)
+        assert (report.connections, report.connections_limit) == ({}, None)
         path_of(sqlite_url).rename(path_of(sqlite_url).with_name("moved.db"))
         with pytest.raises(BackendUnreachable, match="does not exist"):
             backend.report_pool()

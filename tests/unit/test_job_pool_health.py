@@ -58,6 +58,12 @@ def test_every_series_of_a_calm_backend() -> None:
     assert step.what == "10 of 100 connections (2 active, 8 idle), most by celery (9), round trip 1.0 ms"
 
 
+def test_what_a_backend_cannot_know_is_not_said() -> None:
+    step = concluded(replace(CALM, connections={}, connections_limit=None, by_application={}))
+    assert step.what == "round trip 1.0 ms"
+    assert not any(one.metric.name.startswith("backendops_pool") for one in step.readings)
+
+
 @pytest.mark.parametrize(
     ("report", "finding"),
     [

@@ -175,9 +175,4 @@ class SqliteBackend(SqlBackend, CanExpire, CanKeepNewest, CanArchive, CanVacuum,
             with translated(self.path):
                 file.connection.execute(load("sqlite", "pool", "round_trip")).scalar_one()
             answered = time.monotonic()
-        return PoolReport(
-            connect_seconds=connected - began,
-            roundtrip_seconds=answered - connected,
-            connections={},
-            connections_limit=0,
-        )
+        return PoolReport(connect_seconds=connected - began, roundtrip_seconds=answered - connected)
