@@ -120,6 +120,18 @@ def test_a_survey_that_runs_out_of_time_is_taken_up_by_the_next(
     assert watermarks.recall(surveying.MARK) == "", "the next one begins anew"
 
 
+def test_names_cannot_write_to_a_terminal(tmp_path: Path, valkey_url: str) -> None:
+    """Whoever sends a task chooses its id and its name."""
+    name = "evil\x1b]0;title\x07\n" + "x" * 1000
+    meta = {"status": "SUC\x1b[2JCESS", "result": 1, "date_done": "2026-01-01T00:00:00", "name": name, "task_id": name}
+    with client_of(valkey_url) as client:
+        client.set(f"celery-task-meta-{name}", json.dumps(meta))
+    shown = command(tmp_path, valkey_url).output
+    assert "evil\\x1b]0;title" in shown
+    assert not [char for char in shown if char != "\n" and not char.isprintable()]
+    assert "x" * 300 not in shown.replace("\n", "").replace(" ", "")
+
+
 def test_an_exchange_with_too_many_bindings_is_read_in_small_calls(valkey_url: str) -> None:
     """Reply queues that were never unbound: all at once would hold the server for some fifty milliseconds."""
     with client_of(valkey_url) as client:

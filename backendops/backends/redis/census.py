@@ -18,6 +18,9 @@ MOST_TASKS: Final = 1000
 # Sizes that are kept by name: more than anybody asks to see.
 MOST_LARGEST: Final = 100
 
+# Characters of a name that are shown; ids and names of tasks are much shorter.
+LONGEST_NAME: Final = 200
+
 OTHER: Final = "other"
 UNKNOWN: Final = "unknown"
 
@@ -62,7 +65,7 @@ class Census:
         mine.size += size
         mine.squares += size * size
         if kind < KEY_KINDS.index("rpc"):
-            entry = (size, key.decode(errors="replace"))
+            entry = (size, shown(key.decode(errors="replace")))
             if len(self.largest) < MOST_LARGEST:
                 heapq.heappush(self.largest, entry)
             elif entry > self.largest[0] and entry not in self.largest:
@@ -70,8 +73,8 @@ class Census:
 
     def tell(self, stored: payload.Stored | None, size: int, now: datetime) -> None:
         """Add what one weighed task result says of itself."""
-        _add(self.states, UNKNOWN if stored is None else stored.state, size)
-        _add(self.tasks, (stored.task if stored else None) or UNKNOWN, size)
+        _add(self.states, UNKNOWN if stored is None else shown(stored.state), size)
+        _add(self.tasks, shown((stored.task if stored else None) or UNKNOWN), size)
         if stored is not None and stored.done_at is not None:
             self.ages[bucket_of((now - stored.done_at).total_seconds())] += 1
 
@@ -99,6 +102,12 @@ class Census:
         census.weighed = [Weighed(**weighed) for weighed in document["weighed"]]
         census.largest = [(size, name) for size, name in document["largest"]]
         return census
+
+
+def shown(name: str) -> str:
+    """The name as it may be printed: whoever sends a task chooses it, and a terminal obeys some characters."""
+    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in name[: LONGEST_NAME + 1])
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
 
 
 def bucket_of(seconds: float) -> int:
