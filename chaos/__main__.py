@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import random
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from backendops.embedded import start_postgres
 from chaos.store import Store, Sum
 
 ROWS = 20_000
+# One time in so many the command is left in peace, to know how long it takes now: a machine is not always as busy.
+IN_PEACE = 6
 BACKENDOPS = [sys.executable, "-m", "backendops"]
 # Small batches: many commits, so that a random moment is more often between or inside one.
 POLICY = """
@@ -161,22 +164,24 @@ SCENES = (
 
 def play(attack: Attack, scene: Scene, kills: int, *, server: bool) -> None:
     """Kill the scene's command `kills` times; each time it is finished by a following run, it starts afresh."""
-    alone: float | None = None
-    left = kills
-    while left:
+    left, alone = kills, 0.0
+    for number in itertools.count():
+        if not left:
+            break
         scene.prepare(attack)
         # Of one moment: no row may come of age between two sums.
         keeps = scene.keeps.replace("now()", f"timestamptz '{datetime.now(UTC).isoformat()}'")
         before = attack.store.sum(keeps)
-        # The first time in peace, to know how long it takes; then a few kills on top of one another.
-        for _ in range(min(left, attack.random.randint(1, 4)) if alone else 0):
-            hit = attack.kill(scene, alone or 0, server=server)
+        in_peace = number % IN_PEACE == 0
+        # A few kills on top of one another, then the following run must complete.
+        for _ in range(0 if in_peace else min(left, attack.random.randint(1, 4))):
+            hit = attack.kill(scene, alone, server=server)
             attack.must_be(scene, before, keeps)
             left -= hit
             if not hit:
                 break  # nothing is left of its work: what is killed from here on would do nothing
         took = attack.complete(scene.command)
-        alone = alone or took
+        alone = took if in_peace else alone
         attack.must_be(scene, before, keeps)
         if not scene.finished(attack):
             sys.exit(f"{scene.name}: the run after a kill completed, but its work is not done")
