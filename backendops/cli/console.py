@@ -17,10 +17,9 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from backendops.contracts import metrics
@@ -148,16 +147,18 @@ def distance(value: datetime | None, now: datetime) -> str:
 class ProgressListener(RunListener):
     """A bar on the terminal for each run: rows, rate and, where the job knows what is due, the time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: Console | None = None) -> None:
+        # Of 80 characters, millions of rows and their rate leave the bar ten, and a word or two to what was done, which
+        # alone is cut where there is no room.
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(10, table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+            console=terminal or Console(stderr=True),
+            expand=True,
             transient=True,
         )
         self._task: TaskID | None = None
