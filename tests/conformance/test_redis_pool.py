@@ -236,7 +236,7 @@ def test_a_socket_file_and_its_password(tmp_path: Path) -> None:
         with opened(url) as backend:
             backend.client.set("celery-task-meta-1", "x")
             assert backend.report_memory(timedelta(seconds=1)).result_keys["task"] == 1
-            assert backend.display_url == f"redis+socket://:**@{tmp_path / 'server' / 's'}?virtual_host=2"
+            assert backend.display_url == f"redis+socket://:***@{tmp_path / 'server' / 's'}?virtual_host=2"
             assert backend.report_pool().connect_seconds < 1
     finally:
         server.stop()

@@ -79,14 +79,14 @@ def test_tls_is_verified_unless_the_url_says_otherwise() -> None:
     ("url", "shown"),
     [
         ("redis://", "redis://localhost:6379/0"),
-        ("redis://:s3cret@cache/2", "redis://:**@cache:6379/2"),
-        ("redis://me:s3cret@[::1]:7/2", "redis://me:**@[::1]:7/2"),
+        ("redis://:s3cret@cache/2", "redis://:***@cache:6379/2"),
+        ("redis://me:s3cret@[::1]:7/2", "redis://me:***@[::1]:7/2"),
         ("redis://me@cache", "redis://me@cache:6379/0"),
-        ("redis+socket://:s3cret@/run/r.sock?virtual_host=3", "redis+socket://:**@/run/r.sock?virtual_host=3"),
+        ("redis+socket://:s3cret@/run/r.sock?virtual_host=3", "redis+socket://:***@/run/r.sock?virtual_host=3"),
         ("redis://cache?password=s3cret", "redis://cache:6379/0"),
         (
             "sentinel://:s3cret@one:1/2;sentinel://:s3cret@two:2/2",
-            "sentinel://:**@one:1/2;sentinel://:**@two:2/2",
+            "sentinel://:***@one:1/2;sentinel://:***@two:2/2",
         ),
     ],
 )

@@ -52,7 +52,7 @@ class Address:
     def __str__(self) -> str:
         """The address without its password."""
         user = self.username or ""
-        login = f"{user}:**@" if self.password else f"{user}@" if user else ""
+        login = f"{user}:***@" if self.password else f"{user}@" if user else ""
         if self.scheme == "redis+socket":
             return f"redis+socket://{login}{self.socket}" + (f"?virtual_host={self.db}" if self.db else "")
         return ";".join(f"{self.scheme}://{login}{_host(host)}:{port}/{self.db}" for host, port in self.hosts)
