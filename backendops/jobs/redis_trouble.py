@@ -84,7 +84,8 @@ def without_ttl(report: MemoryReport) -> Iterator[Finding]:
             Severity.WARNING,
             "redis.results-without-ttl",
             f"{about}{report.result_keys_without_ttl:,} result keys have no expiry and stay for ever",
-            "schedule the expire job for this backend, and set result_expires in the Celery application",
+            "an expire job on this backend gives an expiry to those that have finished; result_expires in the Celery "
+            "application gives one to new results",
         )
 
 
