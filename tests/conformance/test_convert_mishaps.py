@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 
 from backendops.backends.postgres import PostgresBackend, live_lock, undo, undo_rows
 from backendops.backends.postgres import convert as convert_module
+from backendops.backends.postgres.sent import Sent
 from backendops.contracts.capabilities import ArchivePlan, PartitionPlan
 from backendops.contracts.errors import BackendBusy, BackendRefused
 from backendops.contracts.units import Duration
 from backendops.engine.pacing import TimedPace
 from tests.celery_rows import celery_results, ensure_tables, fill_celery_table
-from tests.conformance.postgres_store import in_transaction, opened, other_role, sql
+from tests.conformance.postgres_store import in_transaction, opened, other_role, sql, until
 from tests.conformance.test_can_convert import (
     DAY,
     LIVE,
@@ -302,3 +304,24 @@ def test_ids_whose_rate_nobody_knows_are_far_from_the_bound(postgres18_url: str)
     convert(postgres18_url, plan("id", 1000))
     bound = int(str(leaves(postgres18_url)[f"{LIVE}_first"]).rsplit("(", 1)[1].strip("')"))
     assert bound >= 10_000_000
+
+
+def test_no_standby_is_waited_for_under_the_lock(filled: str) -> None:
+    comment = Sent("convert", "describe", {"live": LIVE}, {"comment": "ours"})
+    done: list[float | None] = []
+
+    def hold() -> None:
+        with opened(filled) as backend:
+            done.append(live_lock.with_moment(backend, LIVE, [LIVE], [comment]))
+
+    reload = "SELECT pg_reload_conf()"
+    sql(filled, "ALTER SYSTEM SET synchronous_standby_names = 'away'", reload)
+    try:
+        until(lambda: sql(filled, "SHOW synchronous_standby_names") == [("away",)], "commits wait for a standby")
+        thread = threading.Thread(target=hold, daemon=True)
+        thread.start()
+        until(lambda: bool(done), "this one does not")
+    finally:
+        sql(filled, "ALTER SYSTEM RESET synchronous_standby_names", reload)
+        thread.join()
+    assert sql(filled, f"SELECT obj_description('{LIVE}'::regclass)") == [("ours",)]
