@@ -190,7 +190,7 @@ def test_settings_of_a_run_do_not_outlive_its_transactions(postgres: TableStore)
         with raw.cursor() as cursor:
             cursor.execute(
                 "SELECT name FROM pg_settings WHERE source = 'session' AND name <> 'client_encoding' "
-                "AND name NOT IN ('application_name', 'transaction_read_only')"
+                "AND name NOT IN ('application_name', 'transaction_read_only', 'transaction_isolation')"
             )
             assert cursor.fetchall() == []
         raw.rollback()

@@ -115,7 +115,13 @@ class PostgresSession(SqlBackend):
 
     def make_engine(self, limits: Limits) -> Engine:
         """An engine that keeps no connection: a fresh one each time, which the caller closes."""
-        return create_engine(self.sqlalchemy_url, poolclass=NullPool, connect_args=self._connect_args(limits))
+        return create_engine(
+            self.sqlalchemy_url,
+            poolclass=NullPool,
+            connect_args=self._connect_args(limits),
+            # Whatever the default is: in a serializable transaction of ours the server may decide against a writer.
+            isolation_level="READ COMMITTED",
+        )
 
     def _connect_args(self, limits: Limits) -> Mapping[str, Any]:
         ours: dict[str, Any] = {
