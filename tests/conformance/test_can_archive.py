@@ -20,6 +20,7 @@ from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits
 from backendops.engine.pacing import TimedPace
 from tests.celery_rows import celery_results, ensure_tables, fill_celery_table
+from tests.conformance.postgres_store import in_transaction
 from tests.conformance.stores import ARCHIVE, GROUP_ARCHIVE, GROUPS, LIVE, FixedPace, TableStore, drive
 from tests.pgbouncer import PgBouncer
 from tests.servers import Postgres
@@ -302,6 +303,18 @@ def test_a_writer_at_the_same_time_loses_nothing(postgres: TableStore) -> None:
     assert postgres.execute(f"SELECT count(*) FROM {ARCHIVE} WHERE result = 'again'") == [(0,)]
 
 
+def test_where_serializable_is_the_default_no_writer_fails_for_a_run(postgres: TableStore) -> None:
+    """A run in such a transaction is one that the server may decide against a writer for."""
+    fill_celery_table(postgres.url, 20, due=1)
+    name = postgres.execute("SELECT quote_ident(current_database())")[0][0]
+    postgres.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = serializable")
+    with in_transaction(postgres.url, f"UPDATE {LIVE} SET date_done = now() WHERE id = 3") as writer:
+        with postgres.opened() as backend:
+            drive(backend.archive(older_than(), PLAN, FixedPace(10)))
+        writer.commit()
+    assert postgres.ids() == [3]
+
+
 def test_types_that_do_not_fit_are_refused_with_the_fix(postgres: TableStore) -> None:
     fill_celery_table(postgres.url, 20)
     with postgres.opened() as backend:
@@ -316,6 +329,9 @@ def test_types_that_do_not_fit_are_refused_with_the_fix(postgres: TableStore) ->
         assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) == 10
 
 
+SWALLOW = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -323,6 +339,8 @@ def test_types_that_do_not_fit_are_refused_with_the_fix(postgres: TableStore) ->
         (f"ALTER TABLE {ARCHIVE} ADD COLUMN batch int NOT NULL", "wants a value for batch"),
         (f"ALTER TABLE {ARCHIVE} ALTER COLUMN status SET NOT NULL", "status may be empty"),
         (f"ALTER TABLE {LIVE} ADD COLUMN done_at int", "done_at of its own"),
+        (f"{SWALLOW}; CREATE TRIGGER odd BEFORE INSERT ON {ARCHIVE} FOR EACH ROW EXECUTE FUNCTION swallow()", "lost"),
+        (f"CREATE RULE odd AS ON INSERT TO {ARCHIVE} DO INSTEAD NOTHING", "lost"),
     ],
 )
 def test_an_archive_that_could_jam_is_refused(postgres: TableStore, spoil: str, words: str) -> None:
@@ -390,6 +408,17 @@ def test_a_batch_that_times_out_three_times_ends_the_run(postgres: TableStore) -
     with postgres.opened(Limits(statement_timeout=timedelta(milliseconds=100))) as backend, pytest.raises(BackendBusy):
         drive(backend.archive(older_than(), PLAN, TimedPace(first=10)))
     assert len(postgres.ids()) == 60
+
+
+def test_a_full_disk_is_told_with_the_way_out(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20)
+    full = "RAISE EXCEPTION USING ERRCODE = ''disk_full'', MESSAGE = ''No space left on device''"
+    for statement in SLOW.replace("PERFORM pg_sleep(0.02)", full).strip().split(";\n"):
+        postgres.execute(statement.replace(":", r"\:"))
+    with postgres.opened() as backend, pytest.raises(BackendError, match="No space left") as told:
+        drive(backend.archive(older_than(), PLAN, FixedPace(10)))
+    assert "make room on the server's disk" in told.value.hint
+    assert len(postgres.ids()) == 20
 
 
 def test_interrupt_ends_the_statement_in_hand(postgres: TableStore) -> None:

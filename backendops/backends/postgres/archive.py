@@ -15,6 +15,7 @@ from backendops.backends.postgres.archive_table import (
 )
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.drift import columns_to_add
+from backendops.backends.postgres.intercepted import refuse_intercepted
 from backendops.backends.postgres.periods import period_start
 from backendops.backends.postgres.survey import Target
 from backendops.backends.postgres.sweep import preview_sweep, sweep
@@ -40,6 +41,7 @@ class ArchiveOnPostgres(PostgresSession, CanArchive):
 def _move(session: PostgresSession, plan: ArchivePlan, target: Target) -> Deed:
     archive, made_ready = ensure_archive(session, target.live, plan)
     archive.require_insert()
+    refuse_intercepted(session, archive)
     deed = _deed(session, target, archive.sql_name, archive.name)
     return replace(deed, made_ready=made_ready, prepare=_Partitions(session, plan, target, archive).prepare)
 

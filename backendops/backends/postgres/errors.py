@@ -32,6 +32,16 @@ _BUSY: Final = {
     "53300": "every connection of the server is taken",
     "55006": "an object is in use by another session",
 }
+_DAMAGED: Final = (
+    "the server's files are damaged: stop what writes to this table, keep a copy of the data directory, and restore a "
+    "backup; pg_amcheck says what else is"
+)
+_WAYS_OUT: Final = {
+    "53100": "make room on the server's disk; nothing of this step was changed, and the next run goes on from there",
+    "53200": "give the server more memory, or lower batch_size; nothing of this step was changed",
+    "XX001": _DAMAGED,
+    "XX002": "REINDEX the index that it names; nothing of this step was changed",
+}
 _LOST: Final = {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
 # Before a session is there the driver has no code to give, only the server's words or libpq's. A TLS connection that
 # breaks says SSL too; of the others the first that fits has the way out.
@@ -112,7 +122,9 @@ def translated(error: BaseException | None, where: str, lost: bool = False) -> B
         )
     if code in _BUSY:
         return BackendBusy(f"{_BUSY[code]} ({said})", "try again later; nothing of this step was changed")
-    return _refused(code, said, _role(where)) or BackendError(f"the server reported {code}: {said}")
+    return _refused(code, said, _role(where)) or BackendError(
+        f"the server reported {code}: {said}", _WAYS_OUT.get(code, "")
+    )
 
 
 def _refused_at_login(said: str, where: str) -> str:

@@ -14,6 +14,7 @@ from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.drift import STUCK
 from backendops.backends.postgres.errors import STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.groups import LOWEST_ID
+from backendops.backends.postgres.intercepted import refuse_intercepted
 from backendops.backends.postgres.survey import PREVIEW_BUDGET
 from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
 from backendops.backends.postgres.walk import TRIES
@@ -145,6 +146,7 @@ class StuckOnPostgres(PostgresSession, CanMoveStuck):
             return
         archive, made_ready = ensure_archive(self, live, plan)
         archive.require_insert()
+        refuse_intercepted(self, archive)
         if not any(column.name == STUCK for column in archive.columns):
             add = load("postgres", "archive_table", "add_stuck", {"archive": archive.slot})
             with_ddl(self, lambda connection: connection.execute(add))

@@ -42,6 +42,24 @@ FROM pg_catalog.pg_class AS c
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = CAST(:schema AS name) AND c.relname = CAST(:name AS name);
 
+-- name: find_interceptor
+-- A BEFORE trigger for each row (bits 1, 2 and 4: row, before, insert) may return nothing or another row, and a rule
+-- may do something else instead; a move would not notice.
+SELECT found.drop_it
+FROM (
+    SELECT format('DROP TRIGGER %I ON %s;', t.tgname, t.tgrelid::regclass) AS drop_it
+    FROM pg_catalog.pg_trigger AS t
+    WHERE (t.tgrelid = CAST(:oid AS oid)
+           OR t.tgrelid IN (SELECT tree.relid FROM pg_catalog.pg_partition_tree(CAST(:oid AS oid)) AS tree))
+      AND t.tgtype::int & 7 = 7 AND t.tgenabled IN ('O', 'A') AND NOT t.tgisinternal
+    UNION ALL
+    SELECT format('DROP RULE %I ON %s;', r.rulename, r.ev_class::regclass)
+    FROM pg_catalog.pg_rewrite AS r
+    WHERE r.ev_class = CAST(:oid AS oid) AND r.ev_type = '3' AND r.is_instead AND r.ev_enabled IN ('O', 'A')
+) AS found
+ORDER BY 1
+LIMIT 1;
+
 -- name: add_column
 -- A Celery upgrade added it to the live table; old rows of the archive have none, as in the live one.
 ALTER TABLE /* archive */ celery_taskmeta_archive ADD COLUMN /* column */ children bytea /* end */;
