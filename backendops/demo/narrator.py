@@ -25,10 +25,10 @@ _PARTITION: Final = re.compile(r"_p\d{4}")
 
 
 def narrate(lines: Iterable[str]) -> None:
-    """Say what each run did, until the daemon closes its log. A finding is said when it is new, not every time."""
-    told: set[tuple[Any, ...]] = set()
+    """Say what each run did, until the daemon closes its log."""
+    narrator = Narrator()
     for line in lines:
-        for sentence in sentences(line, told):
+        for sentence in narrator.sentences(line):
             say(sentence)
 
 
@@ -38,40 +38,55 @@ def say(sentence: str = "") -> None:
     sys.stdout.flush()
 
 
-def sentences(line: str, told: set[tuple[Any, ...]]) -> Iterable[str]:
-    """What one log line is worth saying; `told` keeps what need not be said again."""
-    try:
-        event: dict[str, Any] = json.loads(line)
-    except ValueError:
-        yield line.rstrip()
-        return
-    match event.get("event"):
-        case "run.ended":
-            yield from _run(event, told)
-        case "finding.raised":
-            found = (event.get("job"), event.get("backend"), event.get("code"))
-            if found not in told and event.get("severity") in _MARKS:
-                told.add(found)
-                yield f"{'':10}{_MARKS[event['severity']]} {event.get('sentence')}: {event.get('fix')}"
-        case name if event.get("level") in {"warning", "error", "critical"}:
-            details = {key: value for key, value in event.items() if key not in {"event", "level", "timestamp", "run"}}
-            yield f"{_clock(event)}  {name} {' '.join(f'{key}={value}' for key, value in details.items())}"
+class Narrator:
+    """Says each run in one line, and below it what it found: a finding when it is new, not every time."""
 
+    def __init__(self) -> None:
+        self._told: set[tuple[Any, ...]] = set()
+        # By run: the log has findings before the end of their run, people read them after it.
+        self._found: dict[Any, list[str]] = {}
 
-def _run(event: dict[str, Any], told: set[tuple[Any, ...]]) -> Iterable[str]:
-    job, backend, rows = event.get("job"), event.get("backend"), event.get("rows", 0)
-    what = _QUOTED.sub("", str(event.get("what") or ""))
-    if event.get("outcome") != "completed":
-        said = ": ".join(str(event[key]) for key in ("outcome", "error", "hint") if event.get(key))
-    else:
-        said = in_words(rows, what.split("; ")) or (f"{rows:,} rows" if rows else "nothing to do")
-    # A probe, or a run that found nothing, is worth one line, not one every five seconds.
-    is_quiet = said == "nothing to do" or (job in JOBS and not JOBS[job].changes)
-    if is_quiet and event.get("outcome") == "completed":
-        if ("quiet", job, backend) in told:
+    def sentences(self, line: str) -> Iterable[str]:
+        """What one log line is worth saying."""
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except ValueError:
+            yield line.rstrip()
             return
-        told.add(("quiet", job, backend))
-    yield f"{_clock(event)}  {job:<12} on {backend:<8} {said}  ({1000 * event.get('seconds', 0):,.0f} ms)"
+        match event.get("event"):
+            case "run.ended":
+                found = self._found.pop(event.get("run"), [])
+                yield from self._run(event, aloud=bool(found))
+                yield from found
+            case "finding.raised":
+                self._finding(event)
+            case name if event.get("level") in {"warning", "error", "critical"}:
+                details = {
+                    key: value for key, value in event.items() if key not in {"event", "level", "timestamp", "run"}
+                }
+                yield f"{_clock(event)}  {name} {' '.join(f'{key}={value}' for key, value in details.items())}"
+
+    def _finding(self, event: dict[str, Any]) -> None:
+        which = (event.get("job"), event.get("backend"), event.get("code"))
+        if which not in self._told and event.get("severity") in _MARKS:
+            self._told.add(which)
+            said = f"{'':10}{_MARKS[event['severity']]} {event.get('sentence')}: {event.get('fix')}"
+            self._found.setdefault(event.get("run"), []).append(said)
+
+    def _run(self, event: dict[str, Any], aloud: bool) -> Iterable[str]:
+        job, backend, rows = event.get("job"), event.get("backend"), event.get("rows", 0)
+        what = _QUOTED.sub("", str(event.get("what") or ""))
+        if event.get("outcome") != "completed":
+            said = ": ".join(str(event[key]) for key in ("outcome", "error", "hint") if event.get(key))
+        else:
+            said = in_words(rows, what.split("; ")) or (f"{rows:,} rows" if rows else "nothing to do")
+        # A probe, or a run that found nothing, is worth one line, not one every five seconds.
+        is_quiet = said == "nothing to do" or (job in JOBS and not JOBS[job].changes)
+        if is_quiet and event.get("outcome") == "completed":
+            if ("quiet", job, backend) in self._told and not aloud:
+                return
+            self._told.add(("quiet", job, backend))
+        yield f"{_clock(event)}  {job:<12} on {backend:<8} {said}  ({1000 * event.get('seconds', 0):,.0f} ms)"
 
 
 def in_words(rows: int, clauses: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from backendops.demo.narrator import in_words, sentences
+from backendops.demo.narrator import Narrator, in_words
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,27 @@ def test_a_run_that_found_nothing_is_said_once() -> None:
             "what": "no result is due",
         }
     )
-    told: set[tuple[object, ...]] = set()
-    (said,) = sentences(line, told)
+    narrator = Narrator()
+    (said,) = narrator.sentences(line)
     assert said.endswith("expire       on results  nothing to do  (120 ms)")
-    assert list(sentences(line, told)) == []
+    assert list(narrator.sentences(line)) == []
+
+
+def test_a_finding_stands_below_its_run_and_is_said_once() -> None:
+    of_the_run = {"run": 3, "job": "redis-memory", "backend": "cache"}
+    found = {"event": "finding.raised", **of_the_run, "severity": "warning", "code": "a", "sentence": "it", "fix": "do"}
+    ended = {"event": "run.ended", **of_the_run, "outcome": "completed", "seconds": 0.1, "what": "1 MiB used"}
+    other = {**ended, "run": 2, "job": "pool-health", "what": "1 connection"}
+    narrator = Narrator()
+
+    def said(*events: dict[str, object]) -> list[str]:
+        return [sentence.strip() for event in events for sentence in narrator.sentences(json.dumps(event))]
+
+    assert said(found, other, ended) == [
+        "pool-health  on cache    1 connection  (100 ms)",
+        "redis-memory on cache    1 MiB used  (100 ms)",
+        "! it: do",
+    ]
+    assert said(found, other, ended) == []
+    # The run that finds something new is told, so that it is clear whose finding it is.
+    assert said({**found, "code": "b"}, ended) == ["redis-memory on cache    1 MiB used  (100 ms)", "! it: do"]
