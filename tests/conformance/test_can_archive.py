@@ -215,16 +215,17 @@ def test_done_at_and_partitions_follow_the_backends_zone(postgres: TableStore) -
 
 def test_the_cutoff_is_in_the_backends_zone(postgres: TableStore) -> None:
     ensure_tables(postgres.url)
-    now = datetime.now(ZoneInfo("America/New_York"))
-    for number, hours in enumerate((1, 3)):
+    now = datetime.now(UTC)
+    # Three hours between what is young and what is due: in the hour that clocks repeat either may be meant.
+    for number, hours in enumerate((1, 5)):
         postgres.execute(
             f"INSERT INTO {LIVE} (id, task_id, date_done) VALUES (:id, :task, :done)",
             id=number,
             task=str(number),
-            done=(now - timedelta(hours=hours)).replace(tzinfo=None),
+            done=(now - timedelta(hours=hours)).astimezone(ZoneInfo("America/New_York")).replace(tzinfo=None),
         )
     with postgres.opened(date_done_timezone="America/New_York") as backend:
-        drive(backend.archive(older_than(timedelta(hours=2)), PLAN, FixedPace(10)))
+        drive(backend.archive(older_than(timedelta(hours=3)), PLAN, FixedPace(10)))
     assert postgres.ids() == [0]
 
 
