@@ -38,7 +38,9 @@ outside() {
 
 inside() {
   local base root unit pair
-  base=$(mktemp -d)
+  # Beside the layer, so that who removes that removes this, too.
+  base=$layer.over
+  mkdir "$base"
   mount --make-rprivate /
   mount -t tmpfs tmpfs "$base"
   root=$base/root
@@ -70,7 +72,8 @@ inside() {
   ip link set lo up 2>/dev/null || true
 
   : >"$root/etc/machine-id"
-  rm -rf "$root"/etc/systemd/system/*.wants
+  # The machine's own backendops, if somebody ran one as root: systemd cannot move its directory out of an overlay's lower layer.
+  rm -rf "$root"/etc/systemd/system/*.wants "$root/var/lib/backendops"
   # The kernel is the machine's: what would load modules, set sysctls or talk to devices stays out.
   for unit in \
     systemd-{sysctl,binfmt,modules-load,tmpfiles-setup-dev,tmpfiles-setup,tmpfiles-clean,sysusers,udevd,udev-trigger}.service \
