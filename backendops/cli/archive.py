@@ -51,10 +51,7 @@ def verify(options: Options, job: str | None, backend: str | None, as_json: bool
         codes.append(problem.exit_code if problem else int(any(one.wrong for one in checked)))
         documents.append(_document(pair, checked, problem))
         if not as_json:
-            wrong = sum(bool(one.wrong) for one in checked)
-            rows = sum(one.rows for one in checked)
-            said = f"{wrong} of them wrong" if wrong else "all as they were written"
-            click.echo(masked(f"{pair}: {rows:,} rows in {len(checked)} parts, {said}"))
+            click.echo(masked(f"{pair}: {_summary(checked, is_all=problem is None)}"))
     if as_json:
         print_json(documents)
     return exit_code(codes)
@@ -74,6 +71,14 @@ def _checks(pair: Pair) -> Iterator[Checked]:
     with pair.backend.open(limits, NoWatermarks()) as backend:
         assert isinstance(backend, CanRestore)  # noqa: S101 - it was before it was opened
         yield from backend.check_archive(pair.job.plan)
+
+
+def _summary(checked: list[Checked], *, is_all: bool) -> str:
+    wrong = sum(bool(one.wrong) for one in checked)
+    read = f"{sum(one.rows for one in checked):,} rows in {len(checked)} parts"
+    if not is_all:
+        return f"not read to the end: {read} before that" + (f", {wrong} of them wrong" if wrong else "")
+    return f"{read}, " + (f"{wrong} of them wrong" if wrong else "all as they were written")
 
 
 def _tell(pair: Pair, checked: Checked) -> None:

@@ -223,4 +223,16 @@ def test_a_directory_that_is_gone_is_5_and_nothing_is_moved(command: Installed, 
     assert "there is no directory" in gone.stderr
     assert "mount its disk, or make it" in gone.stderr
     assert count(results) == 50
-    assert command.run("archive", "verify").returncode == 5
+    unread = command.run("archive", "verify")
+    assert unread.returncode == 5
+    assert "as they were written" not in unread.stdout
+
+
+def test_verify_says_nothing_of_an_archive_that_it_could_not_read(tmp_path: Path) -> None:
+    command = InProcess.with_policy(
+        tmp_path,
+        "backends: {results: {url: 'db+postgresql://me@127.0.0.1:1/nothing'}}\njobs: {archive: {older_than: 7d}}",
+    )
+    ended = command.run("archive", "verify")
+    assert ended.returncode == 3
+    assert ended.stdout == "archive on results: not read to the end: 0 rows in 0 parts before that\n"
