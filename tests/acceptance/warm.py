@@ -1,7 +1,7 @@
 """The command in a process of its own that has it imported already: a fork of one that waits for calls.
 
-Importing is half a second of a processor, most of what a short command takes; what is started cold are all that tests
-start by `Installed.start`, the daemon, cron, systemd and the demo.
+Importing is a quarter of a second of a processor, about half of what a short command takes. Started cold is all that
+tests start by `Installed.start`, and the daemon, cron, systemd and the demo.
 """
 
 from __future__ import annotations
