@@ -180,7 +180,7 @@ def _moved(
                 rows = connection.execute(statement, {**values, "size": size, "low": low, "high": high}).rowcount
         except BackendBusy as busy:
             failures += 1
-            if failures == TRIES:
+            if failures == TRIES or session.interrupted:
                 raise
             if code_of(busy) == STATEMENT_TIMEOUT:
                 pace.timed_out()

@@ -160,7 +160,7 @@ class Walk:
                 taken, is_done = self._take(span)
             except BackendError as error:
                 failures, failed_check = failures + 1, code_of(error) == CHECK_VIOLATION
-                if failures == TRIES or not (failed_check or isinstance(error, BackendBusy)):
+                if failures == TRIES or self._session.interrupted or not (failed_check or isinstance(error, BackendBusy)):
                     raise
                 self._recover(error)
                 if self._pace.size < size:
