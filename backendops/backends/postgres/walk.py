@@ -160,7 +160,8 @@ class Walk:
                 taken, is_done = self._take(span)
             except BackendError as error:
                 failures, failed_check = failures + 1, code_of(error) == CHECK_VIOLATION
-                if failures == TRIES or self._session.interrupted or not (failed_check or isinstance(error, BackendBusy)):
+                may_pass = failed_check or isinstance(error, BackendBusy)
+                if failures == TRIES or self._session.interrupted or not may_pass:
                     raise
                 self._recover(error)
                 if self._pace.size < size:
