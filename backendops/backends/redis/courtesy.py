@@ -19,6 +19,8 @@ BUSY_FROM: Final = 30
 # others take less than twice as long as without us, and a survey of a million keys ten seconds instead of one.
 AMONG_OTHERS: Final = 0.00005
 REST: Final = 3
+# Keys that one SCAN of a call asks for there: what a call does between two looks at the clock must fit into its time.
+FEW_KEYS: Final = 20
 # A call that was longer than asked for, as one large value may be, earns no pause that adds up over a million keys.
 LONGEST_REST: Final = 0.0012
 
@@ -41,6 +43,10 @@ class Courtesy:
             self._ask(client, now)
         self._ours += 1
         return AMONG_OTHERS if self.among_others else self._alone
+
+    def keys(self, alone: int) -> int:
+        """The most keys that one SCAN of the next call may ask for; `alone` where nobody else is there."""
+        return min(FEW_KEYS, alone) if self.among_others else alone
 
     def rest(self, seconds: float) -> None:
         """Leave the server to the others for three times what the call took; nothing where there are none."""

@@ -92,7 +92,8 @@ class Sweep:
 
     def _scripted_page(self, client: redis.Redis, cursor: int) -> tuple[int, Page]:
         seconds, started = self._courtesy.seconds(client), time.monotonic()
-        arguments = [cursor, self.pattern, self._stretch, STRETCH, self.most, seconds, *self._arguments]
+        keys = self._courtesy.keys(STRETCH)
+        arguments = [cursor, self.pattern, min(self._stretch, keys), keys, self.most, seconds, *self._arguments]
         answer: list[Any] = scripts.call(client, "sweep", [], arguments)
         self._courtesy.rest(time.monotonic() - started)
         tally, oldest, self._stretch = self.tally, answer[9], answer[2]

@@ -98,8 +98,9 @@ class Survey:
         every = [self._every(census.counts[kind][0]) for kind in range(KINDS)]
         if self.scripted:
             seconds = self._courtesy.seconds(client)
+            most = self._courtesy.keys(STRETCH)
             arguments: list[Any] = [
-                cursor, self._stretch, STRETCH, MOST_PER_CALL, seconds, self._keys.task, self._keys.group,
+                cursor, min(self._stretch, most), most, MOST_PER_CALL, seconds, self._keys.task, self._keys.group,
                 int(self._may), WHOLE, HEAD, TAIL, SAMPLES,
                 *(number for kind in range(KINDS) for number in (min(self._left[kind], every[kind] - 1), every[kind])),
             ]  # fmt: skip
