@@ -16,7 +16,7 @@ FIRST_LOOK: Final = 0.01
 BUSY_FROM: Final = 30
 
 # A third of what a request to a server of one's own takes anyway: with the rest after each call, 99 of 100 requests of
-# others take less than twice as long as without us, and a survey of a million keys ten seconds instead of one.
+# others take less than twice as long as without us; a survey of a million keys takes twenty seconds instead of one.
 AMONG_OTHERS: Final = 0.00005
 REST: Final = 3
 # Keys that one SCAN of a call asks for there: what a call does between two looks at the clock must fit into its time.
