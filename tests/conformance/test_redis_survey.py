@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from backendops.backends.redis import scripts
 from backendops.backends.redis import survey as surveying
-from backendops.backends.redis.courtesy import AMONG_OTHERS, Courtesy
+from backendops.backends.redis.courtesy import AMONG_OTHERS, FEW_KEYS, REST, Courtesy
 from backendops.cli import cli
 from backendops.contracts.keyspace import BUCKETS, Keyspace
 from backendops.contracts.run import NoWatermarks
@@ -253,10 +254,15 @@ def test_calls_are_short_while_others_use_the_server_and_longer_while_nobody_doe
 
     with client_of(valkey_url) as client:
         assert until(lambda: courtesy.seconds(client) == 0.002), "nobody else is there"
+        assert courtesy.keys(100) == 100
         application = threading.Thread(target=ask)
         application.start()
         try:
             assert until(lambda: courtesy.seconds(client) == AMONG_OTHERS)
+            assert (courtesy.keys(100), courtesy.keys(5)) == (FEW_KEYS, 5)
+            began = time.monotonic()
+            courtesy.rest(0.0002)
+            assert time.monotonic() - began >= 0.0002 * REST
         finally:
             stop.set()
             application.join()
