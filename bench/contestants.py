@@ -32,7 +32,8 @@ PLAIN_ARCHIVE = """
 CREATE TABLE celery_taskmeta_archive (
     LIKE celery_taskmeta, done_at timestamptz NOT NULL, archived_at timestamptz NOT NULL DEFAULT now());
 ALTER TABLE celery_taskmeta_archive ALTER COLUMN id DROP NOT NULL;
-CREATE INDEX ON celery_taskmeta_archive USING hash (task_id);
+CREATE INDEX ON celery_taskmeta_archive USING brin (
+    task_id text_bloom_ops (n_distinct_per_range = 1000, false_positive_rate = 0.001)) WITH (pages_per_range = 32);
 CREATE INDEX ON celery_taskmeta_archive (done_at);
 """
 

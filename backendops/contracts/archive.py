@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Self
 from zoneinfo import ZoneInfo
@@ -135,6 +135,11 @@ class Selection:
     until: datetime | None = None
     not_before: datetime | None = None
     """What is meant and finished before this is refused: it would be gone again at once."""
+
+    def in_groups(self, most: int) -> Iterator[Selection]:
+        """The same, asked for so many ids at a time; one without ids is one group."""
+        for at in range(0, max(len(self.ids), 1), most):
+            yield replace(self, ids=self.ids[at : at + most])
 
     def has(self, shape: Shape, row: Row) -> bool:
         """Is this row meant?"""

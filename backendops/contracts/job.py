@@ -54,6 +54,10 @@ class Job(BaseModel, ABC):
         1000,
         description="Rows of the first batch; the following ones follow batch_time.",
     )
+    rest: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.04,
+        description="How many times as long as a batch took to rest after it: 3, with a batch_time of 6ms, is gentle.",
+    )
     max_rows: Annotated[int, Field(ge=1)] | None = Field(
         None,
         description="Refuse to start when more rows than this are due (exit 5); left out: no such limit.",

@@ -97,7 +97,7 @@ class Drive:
 
     def __post_init__(self) -> None:
         job = self.run.pair.job
-        self._pace = TimedPace(job.batch_size, job.batch_time)
+        self._pace = TimedPace(job.batch_size, job.batch_time, job.rest)
         self._deadline = self.clock.monotonic() + job.time_budget.total_seconds()
 
     def to_the_end(self, stepped: Callable[[Step], None], throttled: Callable[[str, float], None]) -> Outcome:

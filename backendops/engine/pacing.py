@@ -15,8 +15,9 @@ SMALLEST: Final = 10
 # Past 100,000 rows the rate no longer grows with the batch, and the one statement that is slower than all before it
 # (a cold cache, a lock) should take some seconds, not a minute.
 LARGEST: Final = 100_000
-# One jump is a guess about rows that nobody has measured yet.
-GROWTH: Final = 2.0
+# One jump is a guess about rows that nobody has measured yet; it aims at a third of batch_time, so rows three times as
+# slow would still keep it.
+GROWTH: Final = 4.0
 # A slower batch is news and counts for most of the next size; a faster one may be luck (a warm page, a sparse range).
 WEIGHT_OF_SLOWER: Final = 0.7
 WEIGHT_OF_FASTER: Final = 0.3
@@ -28,14 +29,18 @@ AIM: Final = 1 / 3
 RECOVERY: Final = 1.1
 # One part in twenty-five: 3 ms after a batch of 80 ms is enough for the writers that queued behind it
 # to go first, and costs 4 % of the rate; a tenth would cost more than the rest of the engine together.
-REST_RATIO: Final = 0.04
+REST: Final = 0.04
 
 
 class TimedPace(Pace):
     """Sizes batches so that none takes longer than `batch_time`, from what the ones before it took."""
 
-    def __init__(self, first: int = 1000, batch_time: timedelta = timedelta(milliseconds=250)) -> None:
+    def __init__(
+        self, first: int = 1000, batch_time: timedelta = timedelta(milliseconds=250), rest: float = REST
+    ) -> None:
         self._size = float(first)
+        self._rest = rest
+        self._longest_rest = max(batch_time.total_seconds() * AIM, batch_time.total_seconds() * rest)
         self._aim = batch_time.total_seconds() * AIM
         self._smallest = min(SMALLEST, first)
         self._largest = self._ceiling = float(max(LARGEST, first))
@@ -65,7 +70,7 @@ class TimedPace(Pace):
 
     def rest(self, seconds: float) -> float:
         """Seconds to rest after a step that took `seconds`; a step that cannot be split earns no longer rest."""
-        return min(seconds * REST_RATIO, self._aim)
+        return min(seconds * self._rest, self._longest_rest)
 
     def _resize(self, size: float) -> None:
         self._size = max(min(size, self._ceiling), self._smallest)

@@ -15,9 +15,9 @@ from typing import Any
 import psycopg2
 import pytest
 
-from backendops.backends.postgres import archive_table
+from backendops.backends.postgres import ddl
 from backendops.backends.postgres import partition as partition_module
-from backendops.backends.postgres.archive_table import with_ddl
+from backendops.backends.postgres.ddl import with_ddl
 from backendops.contracts.capabilities import ArchivePlan, Every, PartitionPlan
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
 from backendops.contracts.retention import Retention
@@ -353,7 +353,7 @@ def test_writers_of_the_archive_do_not_wait_for_a_detach(archived: str) -> None:
 
 
 def test_beside_a_default_partition_a_plain_detach_is_bounded(archived: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_table, "DDL_TRIES", 2)
+    monkeypatch.setattr(ddl, "DDL_TRIES", 2)
     sql(archived, f"CREATE TABLE {ARCHIVE}_rest PARTITION OF {ARCHIVE} DEFAULT")
     before = everything(archived)
     with opened(archived) as backend:

@@ -22,7 +22,7 @@ from backendops.contracts.errors import (
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Limits, Outcome, Step, Steps, Trigger
 from backendops.engine.ledger import Ledger
-from backendops.engine.pacing import AIM, REST_RATIO
+from backendops.engine.pacing import AIM, REST
 from backendops.engine.report import RunListener, RunReport
 from backendops.engine.runner import Runner
 from backendops.policy.model import Pair
@@ -301,7 +301,7 @@ def test_it_rests_in_proportion_but_never_longer_than_a_batch(bench: Bench) -> N
         bench.clock.seconds += 0.2 if number == 1 else 100
 
     bench.run(toy_pair(ToyJob(steps=2, before=take)))
-    assert bench.stop.waited == pytest.approx([0.2 * REST_RATIO, 0.25 * AIM])
+    assert bench.stop.waited == pytest.approx([0.2 * REST, 0.25 * AIM])
 
 
 def test_an_overdue_stop_interrupts_the_statement_in_hand(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from backendops.engine.pacing import AIM as SHARE
-from backendops.engine.pacing import GROWTH, LARGEST, REST_RATIO, SMALLEST, TimedPace
+from backendops.engine.pacing import GROWTH, LARGEST, REST, SMALLEST, TimedPace
 
 # What batches of the default batch_time, 250 ms, aim at.
 AIM = 0.25 * SHARE
@@ -98,5 +98,5 @@ def test_timeouts_never_go_below_the_floor() -> None:
 
 def test_rest_is_a_part_of_the_work_and_never_longer_than_a_batch() -> None:
     pace = TimedPace(1000, timedelta(milliseconds=100))
-    assert pace.rest(0.1) == pytest.approx(0.1 * REST_RATIO)
+    assert pace.rest(0.1) == pytest.approx(0.1 * REST)
     assert pace.rest(600) == pytest.approx(0.1 * SHARE)

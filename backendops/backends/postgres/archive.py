@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -15,6 +16,7 @@ from backendops.backends.postgres.archive_table import (
 )
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.drift import columns_to_add
+from backendops.backends.postgres.filters import make_filters
 from backendops.backends.postgres.intercepted import refuse_intercepted
 from backendops.backends.postgres.periods import period_start
 from backendops.backends.postgres.survey import Target
@@ -43,7 +45,8 @@ def _move(session: PostgresSession, plan: ArchivePlan, target: Target) -> Deed:
     archive.require_insert()
     refuse_intercepted(session, archive)
     deed = _deed(session, target, archive.sql_name, archive.name)
-    return replace(deed, made_ready=made_ready, prepare=_Partitions(session, plan, target, archive).prepare)
+    partitions = _Partitions(session, plan, target, archive)
+    return replace(deed, made_ready=made_ready, prepare=partitions.prepare, finish=partitions.finish)
 
 
 def _planned_move(session: PostgresSession, plan: ArchivePlan, target: Target) -> Deed:
@@ -59,7 +62,7 @@ def _deed(session: PostgresSession, target: Target, sql_name: str, name: str) ->
     columns = literal(", ".join(quoted(column.name) for column in target.live.columns))
     return Deed(
         "archive",
-        "move_range",
+        ("copy_range", "remove_range"),
         "move_unlocked",
         {"archive": literal(sql_name), "columns": columns},
         {"zone": session.date_done_timezone},
@@ -68,7 +71,7 @@ def _deed(session: PostgresSession, target: Target, sql_name: str, name: str) ->
 
 
 class _Partitions:
-    """Makes the partitions that a range needs, before it is moved."""
+    """Makes the partitions that a range needs, before it is moved, and the filters of what was moved into them."""
 
     def __init__(self, session: PostgresSession, plan: ArchivePlan, target: Target, archive: ArchiveTable) -> None:
         self._session = session
@@ -76,12 +79,19 @@ class _Partitions:
         self._target = target
         self._archive = archive
         self._in_default: set[datetime] = set()
+        self._filled: tuple[datetime, datetime] | None = None
+
+    def finish(self) -> Iterator[None]:
+        """Make the filters of the partitions that were moved into."""
+        if self._filled is not None:
+            yield from make_filters(self._session, self._archive, *self._filled)
 
     def prepare(self, span: Span, failed: bool) -> None:
         """Look at the range's dates only where its ends do not already say that every partition is there."""
         if not failed and isinstance(span.low, datetime) and isinstance(span.high, datetime):
             first, last = (end.replace(tzinfo=self._session.zone).astimezone(UTC) for end in (span.low, span.high))
             if self._archive.covers(first, last):
+                self._fills(first, last)
                 return
         target, every, zone = self._target, self._plan.every, self._session.zone
         slots = {"live": target.live.slot, "by": walked_column(target.live), "due": target.due.dated}
@@ -90,6 +100,7 @@ class _Partitions:
             connection.execute(load("postgres", "session", "prefer_indexes"))
             periods = connection.execute(load("postgres", "archive", "find_periods", slots), values).all()
         for moment in (moment for period in periods for moment in (period.first, period.last)):
+            self._fills(moment, moment)
             start = period_start(moment, every, zone)
             if start in self._in_default:
                 continue
@@ -102,3 +113,7 @@ class _Partitions:
                     "the partition job finishes that; or ALTER TABLE … DETACH PARTITION … FINALIZE",
                 )
             self._in_default.add(start)
+
+    def _fills(self, first: datetime, last: datetime) -> None:
+        before = self._filled or (first, last)
+        self._filled = (min(first, before[0]), max(last, before[1]))

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.drift import DONE_AT, NEEDED, columns_to_add, refuse_own_columns
-from backendops.backends.postgres.errors import CHECK_VIOLATION, DEADLOCK, LOCK_NOT_AVAILABLE, MADE_MEANWHILE, code_of
+from backendops.backends.postgres.errors import CHECK_VIOLATION, code_of
 from backendops.backends.postgres.periods import fit, free_period, partition_name
 from backendops.backends.postgres.tables import Column, LiveTable, list_columns, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import ArchivePlan, Every
-from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
+from backendops.contracts.errors import BackendError, BackendRefused
 
-# Five tries of lock_timeout (2 s) with rests between: a busy table lets DDL in within a quarter of a minute, or the
-# next run tries again. A single long wait would make Celery's writers queue behind it.
-DDL_TRIES: Final = 5
 # A period's name can be taken by a partition that was detached, kept and is late for its drop; nine is plenty.
 NAME_TRIES: Final = 9
 
-T = TypeVar("T")
+# What makes filters of ids, by their type: Celery's own, and those that people gave them.
+_FILTERS: Final = {
+    "character varying": "text_bloom_ops",
+    "text": "text_bloom_ops",
+    "character": "bpchar_bloom_ops",
+    "uuid": "uuid_bloom_ops",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,18 +151,22 @@ def find_named(connection: Connection, schema: str, name: str) -> ArchiveTable |
     return ArchiveTable(row.oid, schema, name, columns, partitions, others, row.is_owner, row.can_insert, row.role)
 
 
-def ensure_archive(session: PostgresSession, live: LiveTable, plan: ArchivePlan) -> tuple[ArchiveTable, str]:
+def ensure_archive(
+    session: PostgresSession, live: LiveTable, plan: ArchivePlan, *, is_read_by_key: bool = False
+) -> tuple[ArchiveTable, str]:
     """The archive, made where there is none and given the columns that Celery added; and what was done, if anything.
 
     Raises BackendRefused, before any row is moved, where a row could not be taken as it is.
     """
-    return with_ddl(session, lambda connection: _ensured(connection, live, plan))
+    return with_ddl(session, lambda connection: _ensured(connection, live, plan, is_read_by_key))
 
 
-def _ensured(connection: Connection, live: LiveTable, plan: ArchivePlan) -> tuple[ArchiveTable, str]:
+def _ensured(
+    connection: Connection, live: LiveTable, plan: ArchivePlan, is_read_by_key: bool
+) -> tuple[ArchiveTable, str]:
     archive, done = find_archive(connection, live, plan), ""
     if archive is None:
-        _create(connection, live, plan)
+        _create(connection, live, plan, is_read_by_key)
         archive, done = find_archive(connection, live, plan), "made the archive"
     elif missing := columns_to_add(live, archive):
         for column in missing:
@@ -176,7 +183,7 @@ def _ensured(connection: Connection, live: LiveTable, plan: ArchivePlan) -> tupl
     return archive, f"{done} {archive.sql_name}" if done else ""
 
 
-def _create(connection: Connection, live: LiveTable, plan: ArchivePlan) -> None:
+def _create(connection: Connection, live: LiveTable, plan: ArchivePlan, is_read_by_key: bool) -> None:
     schema, name = archive_name(live, plan)
     refuse_own_columns(live)
     slots = {
@@ -185,7 +192,10 @@ def _create(connection: Connection, live: LiveTable, plan: ArchivePlan) -> None:
         "key": live.key_column,
     }
     comment = f"Results of {live.sql_name}, moved here by backendops; {DONE_AT} is date_done with its time zone."
-    for statement in ("create_archive", "index_key", "index_done_at"):
+    key_type = next(column.type for column in live.columns if column.name == live.key_column).partition("(")[0]
+    slots["filter"] = _FILTERS.get(key_type, "")
+    by_key = "index_key" if is_read_by_key or not slots["filter"] else "filter_by_key"
+    for statement in ("create_archive", by_key, "index_done_at"):
         connection.execute(load("postgres", "archive_table", statement, slots))
     connection.execute(load("postgres", "archive_table", "describe_archive", slots), {"comment": comment})
 
@@ -281,19 +291,3 @@ def free_name(connection: Connection, schema: str, name: str) -> str:
         f"every name from {quoted(name)} to {quoted(fit(name, f'_{NAME_TRIES}'))} is taken in schema {quoted(schema)}",
         "drop or rename the detached partitions of that period",
     )
-
-
-def with_ddl(session: PostgresSession, work: Callable[[Connection], T]) -> T:
-    """Run DDL in a transaction of its own under lock_timeout, again where a lock or another process was in the way."""
-    for attempt in range(1, DDL_TRIES + 1):
-        try:
-            with session.transaction() as connection:
-                return work(connection)
-        except BackendError as error:
-            code = code_of(error)
-            busy = isinstance(error, BackendBusy) and code in (LOCK_NOT_AVAILABLE, DEADLOCK)
-            if attempt == DDL_TRIES or not (busy or code in MADE_MEANWHILE):
-                raise
-        # Uneven rests, so that two processes do not meet again in step.
-        session.rest(random.uniform(0.1, 0.5) * attempt)  # noqa: S311 - no secret depends on it
-    raise AssertionError("the last attempt returns or raises")

@@ -151,8 +151,11 @@ class PostgresSession(SqlBackend):
         statement_timeout: timedelta | None = None,
         lock_timeout: timedelta | None = None,
         read_only: bool = False,
+        one_state: bool = False,
     ) -> Iterator[Connection]:
         """One bounded transaction on the run's connection, committed on leaving, rolled back on an error.
+
+        With `one_state` all its statements see the rows as the first one sees them, and fail where they changed since.
 
         Raises BackendBusy, BackendRefused or BackendUnreachable for what the driver reports.
         """
@@ -160,6 +163,8 @@ class PostgresSession(SqlBackend):
             raise BackendBusy("the run was asked to end", "the next run goes on where this ended")
         assert self._connection is not None, "the backend is not open"  # noqa: S101 - a fault of ours
         with driver_errors(self.display_url), self._connection.begin():
+            if one_state:
+                self._connection.execute(load("postgres", "session", "see_one_state"))
             self.bound(self._connection, statement_timeout, lock_timeout)
             if read_only or self._limits.read_only:
                 self._connection.execute(load("postgres", "session", "make_read_only"))

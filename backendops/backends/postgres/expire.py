@@ -22,4 +22,5 @@ class ExpireOnPostgres(PostgresSession, CanExpire, CanKeepNewest):
 
 
 def _removal(target: Target) -> Deed:
-    return Deed("expire", "remove_range", "remove_unlocked", {}, {}, f"removed from {target.live.label}")
+    done = f"removed from {target.live.label}"
+    return Deed("expire", ("remove_range",), "remove_unlocked", {}, {}, done, lazy=True)

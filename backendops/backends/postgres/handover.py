@@ -33,7 +33,7 @@ class HandOverOnPostgres(PostgresSession, CanHandOver):
     def preview_hand_over(self, due: Retention, where: str) -> Preview:
         def planned(target: Target) -> Deed:
             slots = {"columns": read_list(target.live.columns)}
-            return Deed("handover", "read_due", "read_due", slots, {"zone": self.date_done_timezone}, "")
+            return Deed("handover", ("read_due",), "read_due", slots, {"zone": self.date_done_timezone}, "")
 
         preview = preview_sweep(self, due, planned, "archive")
         return replace(preview, summary=f"{preview.summary}, to {where}") if preview.statements else preview

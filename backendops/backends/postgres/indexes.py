@@ -13,8 +13,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, TextClause
 from sqlalchemy.exc import DBAPIError
 
-from backendops.backends.postgres.archive_table import with_ddl
 from backendops.backends.postgres.bloat import Bloat, Meter
+from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.holdback import list_holders
 from backendops.backends.postgres.index_work import (
     COLUMN,

@@ -14,9 +14,9 @@ from backendops.backends.postgres.archive_table import (
     ensure_archive,
     find_archive,
     refreshed,
-    with_ddl,
 )
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.errors import DEPENDENT_OBJECTS, STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.live_partition import LiveWork, ahead_of, look_at_live, maintain_live
 from backendops.backends.postgres.partition_archives import (

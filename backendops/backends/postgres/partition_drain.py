@@ -11,8 +11,9 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from backendops.backends.postgres.archive_table import ArchiveTable, Partition, ensure_partitions, with_ddl
+from backendops.backends.postgres.archive_table import ArchiveTable, Partition, ensure_partitions
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.tables import list_columns, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import Every

@@ -8,8 +8,8 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from backendops.backends.postgres.archive_table import with_ddl
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.errors import code_of
 from backendops.backends.postgres.live_leaves import beside_default
 from backendops.backends.postgres.live_table import LiveState, parse_bounds, read_live

@@ -17,7 +17,7 @@ from backendops.backends.postgres.drift import OURS
 from backendops.backends.postgres.errors import CHECK_VIOLATION, UNIQUE_VIOLATION, code_of
 from backendops.backends.postgres.handover import live_table
 from backendops.backends.postgres.records import array_type, read_list, row_from, shape_of
-from backendops.backends.postgres.selected import find_quarantined, meant_by, meant_values
+from backendops.backends.postgres.selected import IDS_AT_ONCE, find_quarantined, meant_by, meant_values
 from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.archive import (
@@ -45,19 +45,20 @@ class RestoreOnPostgres(PostgresSession, CanRestore, CanTakeBack):
     def preview_restore(self, selection: Selection, plan: ArchivePlan) -> Preview:
         rows, oldest = 0, []
         for live, archive in _archives(self, plan):
-            with self.transaction(read_only=True) as connection:
-                slots = {"archive": archive.slot, "meant": meant_by(selection, live.key_column)}
-                found = connection.execute(
-                    load("postgres", "restore", "count_meant", slots), meant_values(selection)
-                ).one()
-            rows += found[0]
-            oldest += [] if found.oldest is None else [found.oldest]
+            slots = {"archive": archive.slot, "meant": meant_by(selection, live.key_column)}
+            count_meant = load("postgres", "restore", "count_meant", slots)
+            for some in selection.in_groups(IDS_AT_ONCE):
+                with self.transaction(read_only=True) as connection:
+                    found = connection.execute(count_meant, meant_values(some)).one()
+                rows += found[0]
+                oldest += [] if found.oldest is None else [found.oldest]
         return Preview(f"would put back {rows:,} archived results", rows=rows, oldest=min(oldest, default=None))
 
     def restore(self, selection: Selection, plan: ArchivePlan, pace: Pace) -> Restoring:
         for live, archive in _archives(self, plan):
             live.require_insert()
-            yield from _Restore(self, live, archive, selection, pace).batches()
+            for some in selection.in_groups(IDS_AT_ONCE):
+                yield from _Restore(self, live, archive, some, pace).batches()
 
     def find_quarantined(self, selection: Selection, plan: ArchivePlan) -> tuple[Quarantined, ...]:
         return tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from backendops.backends.postgres.archive_table import ArchiveTable
 from backendops.backends.postgres.connection import PostgresSession
@@ -13,6 +13,9 @@ from backendops.backends.postgres.quarantine import list_detached
 from backendops.backends.sql_files import load
 from backendops.contracts.archive import Quarantined, Selection
 from backendops.contracts.errors import BackendBusy
+
+# Each id is looked for by itself in every filter of an archive: with 100,000,000 results that is a tenth of a second.
+IDS_AT_ONCE: Final = 50
 
 
 def meant_by(selection: Selection, key: str) -> str:
@@ -70,15 +73,17 @@ class _Out:
 def _count(session: PostgresSession, out: _Out, key: str, selection: Selection) -> Quarantined | None:
     """What is meant of it; None where counting takes too long."""
     slots = {"archive": out.slot, "meant": meant_by(selection, key), "key": key}
-    values = meant_values(selection)
+    rows, ids = 0, list[str]()
     try:
-        with session.transaction(read_only=True) as connection:
-            connection.execute(load("postgres", "session", "prefer_indexes"))
-            rows = connection.execute(load("postgres", "restore", "count_meant", slots), values).one().rows
-            ids: tuple[str, ...] = ()
-            if rows and selection.ids:
-                ids = tuple(connection.execute(load("postgres", "restore", "list_meant", slots), values).scalars())
+        for some in selection.in_groups(IDS_AT_ONCE):
+            values = meant_values(some)
+            with session.transaction(read_only=True) as connection:
+                connection.execute(load("postgres", "session", "prefer_indexes"))
+                found = connection.execute(load("postgres", "restore", "count_meant", slots), values).one().rows
+                rows += found
+                if found and some.ids:
+                    ids += connection.execute(load("postgres", "restore", "list_meant", slots), values).scalars()
     except BackendBusy:
         # What was put back is put back: not knowing how many more there are is no reason to fail.
         return None
-    return Quarantined(out.name, rows, ids, out.drop_after, out.detaching)
+    return Quarantined(out.name, rows, tuple(ids), out.drop_after, out.detaching)

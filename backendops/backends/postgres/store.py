@@ -17,9 +17,9 @@ from backendops.backends.postgres.archive_table import (
     ensure_partitions,
     find_archive,
     find_named,
-    with_ddl,
 )
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.kept import (
     Kept,
     as_live,
@@ -130,7 +130,7 @@ class TableStore(ArchiveStore):
             found = find_archive(connection, live, plan)
             if found is not None and found.name not in self._kept:
                 self._register.refuse_filled(connection, Entry(self._source, shape.holds, shape.table, found.name))
-        table, made = ensure_archive(self._session, live, plan)
+        table, made = ensure_archive(self._session, live, plan, is_read_by_key=True)
         table.require_insert()
         with self._session.transaction() as connection:
             self._register.add(connection, Entry(self._source, shape.holds, shape.table, table.name))

@@ -9,8 +9,9 @@ from datetime import datetime, timedelta
 from time import monotonic
 from typing import Final
 
-from backendops.backends.postgres.archive_table import archive_name, ensure_archive, ensure_partitions, with_ddl
+from backendops.backends.postgres.archive_table import archive_name, ensure_archive, ensure_partitions
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.drift import STUCK
 from backendops.backends.postgres.errors import STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.groups import LOWEST_ID

@@ -40,6 +40,8 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
             locked += taken.locked
             left = f"; {taken.locked:,} that other sessions hold are left for the next run" if taken.locked else ""
             yield Step(rows=taken.rows, what=f"{deed.done}{left}" if taken.rows or left else "")
+        for _ in deed.finish():
+            yield Step()
         emptied[target.live] = walk.emptied_to if isinstance(walk.emptied_to, datetime) else None
     if targets:
         left = "nothing that is due is left" if due or about else ""
@@ -80,9 +82,10 @@ def preview_sweep(
 def _shown(target: Target, deed: Deed) -> str:
     by = walked_column(target.live)
     slots = {"live": target.live.slot, "by": by, "due": target.due.sql, **deed.slots}
-    statement = load("postgres", deed.job, deed.whole, slots)
-    return f"-- again and again, over ranges of {by} from :low to :high, each of a batch's rows\n" + readable(
-        statement, {**target.due.values, **deed.values}
+    values = {**target.due.values, **deed.values}
+    statements = [readable(load("postgres", deed.job, name, slots), values) for name in deed.whole]
+    return f"-- again and again, over ranges of {by} from :low to :high, each of a batch's rows\n" + ";\n".join(
+        statements
     )
 
 

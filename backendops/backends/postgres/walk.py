@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic
@@ -66,27 +66,39 @@ class Taken:
     """Due rows that other sessions' locks kept; they wait for the next run."""
 
 
+class _Uneven(Exception):
+    """The statements of a batch did not meet the same rows: a trigger or a policy of the table's owner decides too."""
+
+
 def _nothing_to_prepare(span: Span, failed: bool) -> None:
     pass
 
 
+def _nothing_to_finish() -> Iterator[None]:
+    yield from ()
+
+
 @dataclass(frozen=True, slots=True)
 class Deed:
-    """What is done to the due rows of a range: two statements of one .sql file, and their slots and values."""
+    """What is done to the due rows of a range: statements of one .sql file, and their slots and values."""
 
     job: str
-    whole: str
-    """The statement that takes every due row of a range."""
+    whole: tuple[str, ...]
+    """The statements that take every due row of a range; of several each meets the same rows, on one snapshot."""
     unlocked: str
     """The statement that takes up to `:size` of them, without those that others hold."""
     slots: Mapping[str, str]
     values: Mapping[str, Any]
     done: str
     """What was done, in plain words: "moved to celery_taskmeta_archive"."""
+    lazy: bool = False
+    """Need a batch not wait for the disk? Then only the end of the walk does."""
     made_ready: str = ""
     """What was done before the first row, if anything: "made the archive"."""
     prepare: Callable[[Span, bool], None] = _nothing_to_prepare
     """Called before a range is taken, outside any transaction; again, told so, where the range then failed."""
+    finish: Callable[[], Iterator[None]] = _nothing_to_finish
+    """Called when every range was taken; each item is a moment to stop."""
 
 
 class Walk:
@@ -103,6 +115,7 @@ class Walk:
         self._pace = pace
         self._pass = Pass(session.watermarks, live, due, deed.job)
         self._slots = {"live": live.slot, "by": self.by, "due": due.sql, **deed.slots}
+        self._is_unflushed = False
         self.emptied_to: Key | None = None
         """Up to here nothing is left: looking for the oldest from here on skips what the walk has just removed."""
 
@@ -111,6 +124,19 @@ class Walk:
 
         Raises BackendBusy where a range that cannot be made smaller fails three times in a row.
         """
+        try:
+            locked = yield from self._batches()
+        except BaseException:
+            # It says how many rows it removed as well, and why it ended: that is what counts.
+            with suppress(BackendError):
+                self._wait_for_disk()
+            raise
+        self._wait_for_disk()
+        if not locked:
+            self._pass.completed()
+
+    def _batches(self) -> Generator[Taken, None, int]:
+        """As above; in the end how many rows others held."""
         locked = 0
         for low, end, is_from_start in self._courses():
             is_emptied = is_from_start
@@ -120,6 +146,7 @@ class Walk:
                     continue
                 span, taken = one
                 locked += taken.locked
+                self._is_unflushed = self._is_unflushed or (self._deed.lazy and taken.rows > 0)
                 if is_emptied:
                     self.emptied_to = span.low
                     is_emptied = span.full and taken.rows == span.size
@@ -127,8 +154,13 @@ class Walk:
                 yield taken
                 if self.by == "id" and self._is_over(span, taken):
                     break
-        if not locked:
-            self._pass.completed()
+        return locked
+
+    def _wait_for_disk(self) -> None:
+        if self._is_unflushed:
+            with self._session.transaction() as connection:
+                connection.execute(load("postgres", "session", "wait_for_disk"))
+            self._is_unflushed = False
 
     def _courses(self) -> Iterator[tuple[Key, Key, bool]]:
         """Where to walk: from, to, and whether that is from the table's own beginning."""
@@ -209,14 +241,14 @@ class Walk:
         values = {**self._due.values, **self._settled, **self._deed.values, **span.values}
         if not span.crowded:
             try:
-                with self._transaction(LOCK_PATIENCE) as connection:
-                    began = monotonic()
-                    taken = connection.execute(load("postgres", self._deed.job, self._deed.whole, self._slots), values)
-                return Taken(taken.rowcount, monotonic() - began), True
+                return self._take_whole(values), True
+            except _Uneven:
+                pass
             except BackendBusy as busy:
                 if code_of(busy) not in (LOCK_NOT_AVAILABLE, DEADLOCK, SERIALIZATION):
                     raise
         with self._transaction() as connection:
+            self._commit_lazily(connection)
             unlocked = load("postgres", self._deed.job, self._deed.unlocked, self._slots)
             began = monotonic()
             rows = connection.execute(unlocked, {**values, "size": span.size}).rowcount
@@ -224,6 +256,23 @@ class Walk:
             if is_done:
                 left = connection.execute(load("postgres", "walk", "count_left", self._slots), values).scalar_one()
         return Taken(rows, monotonic() - began, left), is_done
+
+    def _take_whole(self, values: Mapping[str, Any]) -> Taken:
+        deed = self._deed
+        with self._transaction(LOCK_PATIENCE, one_state=len(deed.whole) > 1) as connection:
+            self._commit_lazily(connection)
+            began = monotonic()
+            counts = [
+                connection.execute(load("postgres", deed.job, name, self._slots), values).rowcount
+                for name in deed.whole
+            ]
+            if len(set(counts)) > 1:
+                raise _Uneven
+        return Taken(counts[0], monotonic() - began)
+
+    def _commit_lazily(self, connection: Connection) -> None:
+        if self._deed.lazy:
+            connection.execute(load("postgres", "session", "commit_lazily"))
 
     def _recover(self, error: BackendError) -> None:
         if code_of(error) == STATEMENT_TIMEOUT:
@@ -233,8 +282,8 @@ class Walk:
             self._session.rest(0.2)
 
     @contextmanager
-    def _transaction(self, lock_timeout: timedelta | None = None) -> Iterator[Connection]:
-        with self._session.transaction(lock_timeout=lock_timeout) as connection:
+    def _transaction(self, lock_timeout: timedelta | None = None, *, one_state: bool = False) -> Iterator[Connection]:
+        with self._session.transaction(lock_timeout=lock_timeout, one_state=one_state) as connection:
             connection.execute(load("postgres", "session", "prefer_indexes"))
             yield connection
 

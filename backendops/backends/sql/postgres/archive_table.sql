@@ -10,9 +10,17 @@ CREATE TABLE /* archive */ celery_taskmeta_archive (
     stuck boolean NOT NULL DEFAULT false
 ) PARTITION BY RANGE (done_at);
 
+-- name: filter_by_key
+-- Asked for by id, hardly ever. Ids are random: in a tree or a hash each goes to a page of its own, which was half of what
+-- archiving a result cost, and more the larger the archive was. Here every 32 pages have a filter of the ids in them, a
+-- tenth of a hash's size. 1,000 ids: pages of 8 KiB hold some 20 results. One filter in 1,000 points to 32 pages in vain.
+CREATE INDEX ON /* archive */ celery_taskmeta_archive
+USING brin (/* key */ task_id /* filter */ text_bloom_ops (n_distinct_per_range = 1000, false_positive_rate = 0.001))
+WITH (pages_per_range = 32);
+
 -- name: index_key
--- Asked for by id, as Celery does, never in its order. Ids are random: in a tree each goes to a page of its own, which was
--- half of what archiving a result cost; hashed, the index has half the size and the whole job is a third faster.
+-- For an archive that is read by id after every batch, as one of another database is; and for ids of a type that has no
+-- filter. Not a tree: half the size, and half the work.
 CREATE INDEX ON /* archive */ celery_taskmeta_archive USING hash (/* key */ task_id);
 
 -- name: index_done_at

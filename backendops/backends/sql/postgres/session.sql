@@ -2,13 +2,19 @@
 
 -- name: bound_transaction
 -- Local to the transaction, so that PgBouncer in transaction mode carries nothing over to a stranger: a session's
--- SET would leak, an `options` startup parameter is refused. Plain dates, so that partition bounds can be read.
+-- SET would leak, an `options` startup parameter is refused. Plain dates, so that partition bounds can be read. One process:
+-- a count is in no hurry, and the other processors are the application's.
 SELECT
     set_config('statement_timeout', :statement_timeout, true),
     set_config('lock_timeout', :lock_timeout, true),
     set_config('idle_in_transaction_session_timeout', :idle_timeout, true),
     set_config('TimeZone', 'UTC', true),
-    set_config('DateStyle', 'ISO, YMD', true);
+    set_config('DateStyle', 'ISO, YMD', true),
+    set_config('max_parallel_workers_per_gather', '0', true);
+
+-- name: see_one_state
+-- Before anything else of its transaction: all its statements see the rows that the first one sees.
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;
 
 -- name: make_read_only
 -- A preview cannot change anything, whatever it tries.
@@ -22,6 +28,16 @@ SELECT
     set_config('enable_seqscan', 'off', true),
     set_config('jit', 'off', true),
     set_config('work_mem', '64MB', true);
+
+-- name: commit_lazily
+-- A batch within one database need not wait for the disk: the log keeps its order, so a crash of the server undoes the last
+-- batches as a whole, and their rows are where they were.
+SELECT set_config('synchronous_commit', 'off', true);
+
+-- name: wait_for_disk
+-- Has a transaction number, so its commit waits until what this session committed before it is on disk (and on the standbys
+-- that the server waits for), unless the server is set not to wait at all.
+SELECT pg_current_xact_id();
 
 -- name: be_durable
 -- For a commit that another store relies on: a server set to synchronous_commit = off may forget its last ones in a
