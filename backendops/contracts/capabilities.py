@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import ClassVar, Literal
 
 from backendops.contracts.keyspace import Keyspace
 from backendops.contracts.readings import Finding
@@ -25,6 +25,9 @@ Every = Literal["month", "week", "day"]
 
 class CanExpire(ABC):
     """Can old results be removed (or, where the server expires by itself, be given their expiry)?"""
+
+    removes_at_once: ClassVar[bool] = True
+    """Is what is past keeping gone with the run, or only marked for the server to expire?"""
 
     @abstractmethod
     def preview_expire(self, due: Retention) -> Preview: ...

@@ -25,6 +25,8 @@ class Job(BaseModel, ABC):
     """The one capability a backend must have."""
     changes: ClassVar[bool]
     """Does it change the backend? Changing jobs on one backend exclude each other."""
+    takes_first: ClassVar[bool] = False
+    """Do others leave alone what it has still to take?"""
     minds_the_clock: ClassVar[bool] = True
     """Does it decide by the age of results? Then it is refused where a clock is wrong."""
     metrics: ClassVar[tuple[Metric, ...]] = ()

@@ -17,11 +17,13 @@ from backendops.contracts.errors import (
     BackendRefused,
     BackendUnreachable,
 )
+from backendops.contracts.job import Job
 from backendops.contracts.masking import mask, secrets_of
+from backendops.contracts.order import ComesBehind, Completed, settings_of
 from backendops.contracts.run import Limits, NoWatermarks, Outcome, Preview, Step, Trigger
-from backendops.contracts.units import Duration
 from backendops.engine.clock import Clock
 from backendops.engine.drive import Drive, Tally, history
+from backendops.engine.ending import Ending, ending_of, unexpected
 from backendops.engine.ledger import Ledger
 from backendops.engine.report import Run, RunListener, RunReport
 from backendops.engine.safety import KeepsBefore, check_clocks, check_keeps, check_volume
@@ -31,14 +33,6 @@ from backendops.policy.model import Pair
 __all__ = ["Run", "RunListener", "RunReport", "Runner"]
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    outcome: Outcome
-    error: str = ""
-    hint: str = ""
-    what: str = ""
 
 
 class Runner:
@@ -56,6 +50,15 @@ class Runner:
         self.stop = stop or Stop()
         self.clock = clock or Clock()
 
+    def told(self, pair: Pair) -> Job:
+        """The pair's job, told how far the jobs have come that it must not overtake."""
+        job = pair.job
+        if not isinstance(job, ComesBehind) or not job.behind:
+            return job
+        completed = Completed(self.ledger.watermarks(pair.backend_name))
+        began = {one.job: completed.began(one) for one in job.behind}
+        return job.knowing({name: moment for name, moment in began.items() if moment is not None})
+
     def run(
         self, pair: Pair, trigger: Trigger, *, record_locked: bool = True, accept_volume: bool = False
     ) -> RunReport:
@@ -70,11 +73,11 @@ class Runner:
         """What a run would do now, on a read-only connection; raises BackendError."""
         try:
             with pair.backend.open(_limits(pair, read_only=True), NoWatermarks()) as backend:
-                return pair.job.preview(backend, self.clock.now())
+                return self.told(pair).preview(backend, self.clock.now())
         except BackendopsError:
             raise
         except Exception as error:
-            raise BackendError(*_unexpected(error)) from error
+            raise BackendError(*unexpected(error)) from error
 
     def foresee(self, pair: Pair, preview: Preview) -> Foreseen:
         """What would keep a run with this preview from changing anything, if anything; raises BackendError."""
@@ -95,7 +98,7 @@ class Runner:
         except BackendopsError:
             raise
         except Exception as error:
-            raise BackendError(*_unexpected(error)) from error
+            raise BackendError(*unexpected(error)) from error
         return Foreseen(pressure=pressure)
 
     def check_volume(self, pair: Pair, preview: Callable[[], Preview]) -> None:
@@ -139,7 +142,7 @@ class _Running:
         self._started_at = runner.clock.now()
         self._tally = Tally()
         self._run: Run | None = None
-        self._ending: _Ending | None = None
+        self._ending: Ending | None = None
 
     def to_report(self, record_locked: bool) -> RunReport:
         began = self._clock.monotonic()
@@ -151,13 +154,14 @@ class _Running:
             self._ending = self._failed(error)
         except BaseException:
             # Ctrl-C without a Stop: the step in hand is rolled back, those before it are committed.
-            self._report(_Ending(Outcome.STOPPED, "interrupted"), began)
+            self._report(Ending(Outcome.STOPPED, "interrupted"), began)
             raise
         if self._ending.outcome is Outcome.LOCKED and not record_locked and self._run is None:
             return self._summary(self._ending, 0, self._clock.monotonic() - began)
         return self._report(self._ending, began)
 
-    def _attempt(self, held: ExitStack) -> _Ending:
+    def _attempt(self, held: ExitStack) -> Ending:
+        self._pair = replace(self._pair, job=self._runner.told(self._pair))
         job = self._pair.job
         watermarks = self._ledger.watermarks(self._pair.backend_name)
         if job.changes:
@@ -168,14 +172,14 @@ class _Running:
         if job.changes:
             standing = backend.standing()
             if standing.read_only_because:
-                return _Ending(Outcome.COMPLETED, what=f"changed nothing: {standing.read_only_because}")
+                return Ending(Outcome.COMPLETED, what=f"changed nothing: {standing.read_only_because}")
             if job.minds_the_clock:
                 check_clocks(standing, self._clock.now())
             if not self._accept_volume:
                 self._runner.check_volume(self._pair, lambda: self._runner.preview(self._pair))
             lock = held.enter_context(backend.lock())
             if lock is None:
-                return _Ending(
+                return Ending(
                     Outcome.LOCKED,
                     "another run that changes this backend has its lock",
                     "try again when it has ended: `backendops status` shows it",
@@ -184,14 +188,16 @@ class _Running:
         run = self._begin()
         drive = Drive(run, backend, lock, self._tally, self._ledger, self._stop, self._clock)
         outcome = drive.to_the_end(self._stepped, self._throttled)
-        return _ending_of(outcome, self._pair, drive.ended_by or f"the process was asked to end ({self._stop.reason})")
+        if outcome is Outcome.COMPLETED and job.takes_first:
+            Completed(watermarks).remember(self._pair.job_name, settings_of(job.keeps()), self._started_at)
+        return ending_of(outcome, self._pair, drive.ended_by or f"the process was asked to end ({self._stop.reason})")
 
-    def _failed(self, error: Exception) -> _Ending:
+    def _failed(self, error: Exception) -> Ending:
         if self._ending is not None:
             log.warning("run.not_closed", job=self._pair.job_name, backend=self._pair.backend_name, error=str(error))
             return self._ending
         if self._stop.overdue and isinstance(error, BackendError):
-            return _Ending(
+            return Ending(
                 Outcome.STOPPED,
                 "the step in hand took too long to wait for and was rolled back",
                 "the next run goes on from there",
@@ -200,18 +206,18 @@ class _Running:
             return self._unreachable(error)
         if isinstance(error, BackendError):
             special = {BackendRefused: Outcome.REFUSED, BackendLocked: Outcome.LOCKED, BackendBusy: Outcome.BUSY}
-            return _Ending(special.get(type(error), Outcome.FAILED), str(error), error.hint)
+            return Ending(special.get(type(error), Outcome.FAILED), str(error), error.hint)
         log.debug("run.traceback", job=self._pair.job_name, backend=self._pair.backend_name, exc_info=error)
-        return _Ending(Outcome.FAILED, *_unexpected(error))
+        return Ending(Outcome.FAILED, *unexpected(error))
 
-    def _unreachable(self, error: BackendUnreachable) -> _Ending:
+    def _unreachable(self, error: BackendUnreachable) -> Ending:
         step = self._pair.job.when_unreachable(error)
         if step is None:
-            return _Ending(Outcome.UNREACHABLE, str(error), error.hint)
+            return Ending(Outcome.UNREACHABLE, str(error), error.hint)
         self._begin()
         self._tally.add(step)
         self._stepped(step)
-        return _Ending(Outcome.COMPLETED)
+        return Ending(Outcome.COMPLETED)
 
     def _begin(self) -> Run:
         """The run in the ledger; it begins only once."""
@@ -234,7 +240,7 @@ class _Running:
         run = self._begin()
         self._tell(lambda listener: listener.throttled(run, reason, seconds))
 
-    def _report(self, ending: _Ending, began: float) -> RunReport:
+    def _report(self, ending: Ending, began: float) -> RunReport:
         run = self._begin()
         report = self._summary(ending, run.id, self._clock.monotonic() - began)
         with history("take down how a run ended"):
@@ -242,7 +248,7 @@ class _Running:
         self._tell(lambda listener: listener.ended(run, report))
         return report
 
-    def _summary(self, ending: _Ending, run_id: int, seconds: float) -> RunReport:
+    def _summary(self, ending: Ending, run_id: int, seconds: float) -> RunReport:
         secrets = set(secrets_of(self._pair.backend))
         whats = [what for what in (self._tally.what, ending.what) if what]
         return RunReport(
@@ -277,24 +283,3 @@ class _Running:
 def _limits(pair: Pair, read_only: bool = False) -> Limits:
     job = pair.job
     return Limits(statement_timeout=job.statement_timeout, budget=job.time_budget, read_only=read_only)
-
-
-def _ending_of(outcome: Outcome, pair: Pair, stopped_by: str) -> _Ending:
-    goes_on = "what is done is committed; the next run goes on from there"
-    match outcome:
-        case Outcome.LOST_LOCK:
-            return _Ending(outcome, "the lock was lost in the middle of the run, so it ended at once", goes_on)
-        case Outcome.STOPPED:
-            return _Ending(outcome, stopped_by, goes_on)
-        case Outcome.OUT_OF_TIME:
-            return _Ending(outcome, f"its time_budget of {Duration(pair.job.time_budget)} is used up", goes_on)
-        case Outcome.CANCELLED:
-            return _Ending(outcome, "somebody cancelled it", goes_on)
-        case _:
-            return _Ending(outcome)
-
-
-def _unexpected(error: Exception) -> tuple[str, str]:
-    said = str(error).strip().partition("\n")[0]
-    sentence = f"unexpected {type(error).__name__}: {said}" if said else f"unexpected {type(error).__name__}"
-    return sentence, "run it again with -v for the traceback, and report it: this is a fault of backendops"

@@ -30,6 +30,7 @@ class Archive(Job):
     kind_name: ClassVar[str] = "archive"
     needs: ClassVar[type] = CanArchive
     changes: ClassVar[bool] = True
+    takes_first: ClassVar[bool] = True
     metrics: ClassVar = (metrics.RESULTS_DUE, metrics.RESULTS_OLDEST_AGE)
 
     older_than: Duration = Field(description="Results that finished longer ago than this are moved.")

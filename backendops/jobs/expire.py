@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import CanExpire
 from backendops.contracts.job import Job
+from backendops.contracts.order import Behind, ComesBehind
+from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.retention import GROUP_MARGIN, KeyRules, Retention, Rule
-from backendops.contracts.run import Pace, Preview, Steps
+from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import FixedDuration, Keep
 from backendops.jobs.rules import KeepRule, State, cutoff, keep_rules, keeps_of
 
@@ -47,7 +50,7 @@ class RedisRules(BaseModel):
         return KeyRules(self.shorten, chord_cutoff, self.rpc_lists, self.pidbox_lists)
 
 
-class Expire(Job):
+class Expire(Job, ComesBehind):
     """Remove results past `keep`, in batches the application does not notice."""
 
     kind_name: ClassVar[str] = "expire"
@@ -74,7 +77,30 @@ class Expire(Job):
         GROUP_MARGIN,
         description="How much longer than `keep` a saved group stays whose members cannot be read (it is pickled).",
     )
+    allow_unarchived: bool = Field(
+        False,
+        description="Remove results although an archive job of the same backend has still to take them; otherwise they "
+        "stay until a run of it has completed.",
+    )
     redis: RedisRules = Field(RedisRules(), description="What is done on Redis only.")
+
+    _behind: Mapping[tuple[str | int, ...], tuple[Behind, ...]] = PrivateAttr(default_factory=dict)
+    _completed: Mapping[str, datetime] = PrivateAttr(default_factory=dict)
+
+    def behind_these(self, behind: Mapping[tuple[str | int, ...], tuple[Behind, ...]]) -> Self:
+        """The same job where archive jobs take what each of its times is about first, by the keys of that time."""
+        job = self.model_copy()
+        job._behind = behind
+        return job
+
+    @property
+    def behind(self) -> Collection[Behind]:
+        return {one for waits in self._behind.values() for one in waits}
+
+    def knowing(self, completed: Mapping[str, datetime]) -> Self:
+        job = self.model_copy()
+        job._completed = completed
+        return job
 
     def keeps(self) -> Mapping[str, Keep]:
         by_state = {f"keep_by_state.{state}": keep for state, keep in self.keep_by_state.items()}
@@ -82,17 +108,61 @@ class Expire(Job):
 
     def retention(self, now: datetime) -> Retention:
         """The cutoffs of a run that starts at `now`."""
-        by_state = (Rule(cutoff(now, keep), state=state) for state, keep in self.keep_by_state.items())
+        rules = (
+            replace(rule, cutoff=self._taken(rule.cutoff, "rules", at))
+            for at, rule in enumerate(keep_rules(self.rules, now))
+        )
+        by_state = (
+            Rule(self._taken(cutoff(now, keep), "keep_by_state", state), state=state)
+            for state, keep in self.keep_by_state.items()
+        )
         return Retention(
-            cutoff(now, self.keep),
-            (*keep_rules(self.rules, now), *by_state),
+            self._taken(cutoff(now, self.keep), "keep"),
+            (*rules, *by_state),
             keys=self.redis.at(now),
             keep_newest=self.keep_newest or 0,
             group_margin=self.group_margin,
         )
 
+    def _taken(self, due: datetime | None, *keys: str | int) -> datetime | None:
+        """The cutoff, or the earlier one up to which every archive has taken what it is about; None: nothing is due."""
+        for one in self._behind.get(keys, ()):
+            began = self._completed.get(one.job)
+            if due is None or began is None:
+                return None
+            due = min(due, began - one.older_than)
+        return due
+
+    def _waiting(self, now: datetime) -> tuple[Finding, ...]:
+        """What is past keeping and stays, as an archive job has still to take it."""
+        free, bound = self.behind_these({}).retention(now), self.retention(now)
+        if free == bound:
+            return ()
+        names = sorted({one.job for one in self.behind})
+        never = [name for name in names if name not in self._completed]
+        which = " and ".join(map(repr, never or names))
+        why = (
+            f"of {which} no run has completed with its present times"
+            if never
+            else f"the last completed run of {which} began {max(self._completed.values()):%Y-%m-%d %H:%M} UTC"
+            if len(names) == 1
+            else f"the last completed runs of {which} are too long ago"
+        )
+        return (
+            Finding(
+                Severity.WARNING,
+                "expire.unarchived",
+                f"results past keeping stay until they are archived: {why}",
+                f"`backendops run-once {' '.join(never or names)}`; or, to remove them unarchived, `allow_unarchived: "
+                "true` in this job",
+            ),
+        )
+
     def preview(self, backend: CanExpire, now: datetime) -> Preview:
-        return backend.preview_expire(self.retention(now))
+        preview = backend.preview_expire(self.retention(now))
+        return replace(preview, findings=(*preview.findings, *self._waiting(now)))
 
     def run(self, backend: CanExpire, now: datetime, pace: Pace) -> Steps:
+        if findings := self._waiting(now):
+            yield Step(findings=findings)
         yield from backend.expire(self.retention(now), pace)

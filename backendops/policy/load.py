@@ -17,12 +17,14 @@ from backendops.contracts.errors import PolicyError, Problem
 from backendops.contracts.job import Job
 from backendops.contracts.masking import mask
 from backendops.jobs import JOBS
+from backendops.jobs.expire import Expire
 from backendops.policy.bind import bind, described, suggestion
 from backendops.policy.checks import faults
 from backendops.policy.destinations import with_destinations
 from backendops.policy.document import START, Place, Problems, Value, read_document
 from backendops.policy.expand import expand
 from backendops.policy.model import Http, Pair, Policy, PolicyKeys
+from backendops.policy.order import behind_archives
 from backendops.policy.pairing import can_do, class_for_url, given_keys, pair_up
 from backendops.policy.schedule import Schedule
 from backendops.policy.secrets import secrets_in
@@ -273,6 +275,9 @@ class _Loading:
         for name, written in self._jobs.items():
             for backend in on[name]:
                 job = sent.get((name, backend), written)
+                if isinstance(job, Expire):
+                    beside = {other: self._jobs[other] for other in self._jobs if backend in on[other]}
+                    job = behind_archives(name, job, self._backends[backend], beside)
                 yield Pair(name, job, backend, self._backends[backend], self._schedules.get(name))
 
 

@@ -179,7 +179,7 @@ def _gone_before_archived(
         earlier: list[Clause] = []
         for clause in clauses(name, job):
             if not any(each.covers(clause) for each in earlier):
-                for late in _decides(times, clause, earlier):
+                for late in deciding(times, clause, earlier):
                     if (older_than := finite(late.time)) is not None and not_longer(clause.time, older_than):
                         yield Fault(
                             (*clause.keys, "keep"),  # of a rule; the others are times themselves
@@ -191,7 +191,7 @@ def _gone_before_archived(
             earlier.append(clause)
 
 
-def _decides(times: tuple[Clause, ...], clause: Clause, earlier: list[Clause]) -> Iterator[Clause]:
+def deciding(times: tuple[Clause, ...], clause: Clause, earlier: list[Clause]) -> Iterator[Clause]:
     """The times of the archive that can be those of results that the clause decides about."""
     for late in times:
         # What an earlier rule of the same job takes is none of this one's.

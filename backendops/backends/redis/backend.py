@@ -36,6 +36,7 @@ class RedisBackend(Backend, CanExpire, HandOverOnRedis, CanReportMemory, CanRepo
     kind: ClassVar[str] = "redis"
     schemes: ClassVar[tuple[str, ...]] = SCHEMES
     driver: ClassVar[tuple[str, str]] = ("redis", "redis")
+    removes_at_once: ClassVar[bool] = False
 
     global_keyprefix: str = Field("", description="Celery's result_backend_transport_options: global_keyprefix.")
     master_name: str | None = Field(
