@@ -97,7 +97,7 @@ def test_they_can_be_written_in_a_policy(postgres18_url: str, tmp_path: Path) ->
         f"""
 backends: {{results: {{url: {text(results.url)}, {text(results.backend)[1:-1]}}}}}
 jobs:
-  expire: {{keep: 30d}}
+  expire: {{keep: 30d, allow_unarchived: true}}
   archive: {{older_than: 7d, schema: {schema}}}
   partition: {{keep: 3 months, schema: {schema}}}
   vacuum: {{dead_rows: 1, dead_ratio: 0}}
