@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import partitions, partman, postgres, redis_bench
+from bench.contestants import GENTLE
 from bench.goals import Goal, table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
@@ -52,13 +53,19 @@ def removing(rows: int, rounds: int, memory_rows: int) -> list[Goal]:
                     "×",
                 ),
                 Goal(f"{job}: longest statement", median(ours, "longest") * 1000, 300, "ms", most=True),
+                Goal(f"{job}: the writer's p99 against its idle p99", waited(ours) / idle, 2, "×", most=True),
+                *(
+                    Goal(f"{job}: the same beside {other}", waited(results[f"{job}: {other}"]) / idle, None, "×")
+                    for other in (baseline.partition(": ")[2], "loop of 5,000")
+                ),
                 Goal(
-                    f"{job}: the writer's p99 against its idle p99",
-                    waited(ours) / idle,
+                    f"{job}: the same, gentle ({GENTLE.rpartition(',')[0]})",
+                    waited(results[f"{job}: gentle"]) / idle,
                     2,
                     "×",
                     most=True,
                 ),
+                Goal(f"{job}: rate, gentle", median(results[f"{job}: gentle"], "rate"), None, "rows/s"),
                 Goal(f"{job}: rate of the last tenth against the first", median(ours, "last_to_first"), 0.9, "×"),
             ]
             if job == "archive":

@@ -35,6 +35,10 @@ def table(goals: list[Goal]) -> str:
     rows = ["| measured | wanted | figure | |", "|---|---|---|---|"]
     for goal in goals:
         verdict = "" if goal.limit is None else "missed" if goal.missed else "reached"
-        figure = "–" if goal.value is None else f"{goal.value:.2f} {goal.unit}"
+        figure = "–" if goal.value is None else _figure(goal.value, goal.unit)
         rows.append(f"| {goal.name} | {goal.wanted} | {figure} | {verdict} |")
     return "\n".join(rows) + "\n"
+
+
+def _figure(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.2f} {unit}"
