@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
+from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Watermarks
 from backendops.contracts.units import Duration, Keep
 
@@ -34,6 +35,34 @@ class ComesBehind(ABC):
     @abstractmethod
     def knowing(self, completed: Mapping[str, datetime]) -> Self:
         """The same job, told when the last completed run of each of those jobs began; left out: there was none."""
+
+
+def reached(due: datetime | None, behind: Collection[Behind], completed: Mapping[str, datetime]) -> datetime | None:
+    """The cutoff, or the earlier one up to which all of these have taken what is theirs; None: nothing is due."""
+    for one in behind:
+        began = completed.get(one.job)
+        if due is None or began is None:
+            return None
+        due = min(due, began - one.older_than)
+    return due
+
+
+def unarchived(code: str, what: str, behind: Collection[Behind], completed: Mapping[str, datetime]) -> Finding:
+    """What stays although it is past keeping, why, and what lets it go."""
+    names = sorted({one.job for one in behind})
+    never = [name for name in names if name not in completed]
+    if never:
+        why = f"of {' and '.join(map(repr, never))} no run has completed with its present times"
+    else:
+        oldest = min(names, key=lambda name: completed[name])
+        why = f"the last completed run of {oldest!r} began {completed[oldest]:%Y-%m-%d %H:%M} UTC"
+    return Finding(
+        Severity.WARNING,
+        code,
+        f"{what} past keeping stay until their results are archived: {why}",
+        f"`backendops run-once {' '.join(never or names)}`; or, to remove them unarchived, `allow_unarchived: true` in "
+        "this job",
+    )
 
 
 def settings_of(keeps: Mapping[str, Keep]) -> str:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import CanExpire
 from backendops.contracts.job import Job
-from backendops.contracts.order import Behind, ComesBehind
-from backendops.contracts.readings import Finding, Severity
+from backendops.contracts.order import Behind, ComesBehind, reached, unarchived
+from backendops.contracts.readings import Finding
 from backendops.contracts.retention import GROUP_MARGIN, KeyRules, Retention, Rule
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import FixedDuration, Keep
@@ -125,38 +125,13 @@ class Expire(Job, ComesBehind):
         )
 
     def _taken(self, due: datetime | None, *keys: str | int) -> datetime | None:
-        """The cutoff, or the earlier one up to which every archive has taken what it is about; None: nothing is due."""
-        for one in self._behind.get(keys, ()):
-            began = self._completed.get(one.job)
-            if due is None or began is None:
-                return None
-            due = min(due, began - one.older_than)
-        return due
+        return reached(due, self._behind.get(keys, ()), self._completed)
 
     def _waiting(self, now: datetime) -> tuple[Finding, ...]:
         """What is past keeping and stays, as an archive job has still to take it."""
-        free, bound = self.behind_these({}).retention(now), self.retention(now)
-        if free == bound:
+        if self.retention(now) == self.behind_these({}).retention(now):
             return ()
-        names = sorted({one.job for one in self.behind})
-        never = [name for name in names if name not in self._completed]
-        which = " and ".join(map(repr, never or names))
-        why = (
-            f"of {which} no run has completed with its present times"
-            if never
-            else f"the last completed run of {which} began {max(self._completed.values()):%Y-%m-%d %H:%M} UTC"
-            if len(names) == 1
-            else f"the last completed runs of {which} are too long ago"
-        )
-        return (
-            Finding(
-                Severity.WARNING,
-                "expire.unarchived",
-                f"results past keeping stay until they are archived: {why}",
-                f"`backendops run-once {' '.join(never or names)}`; or, to remove them unarchived, `allow_unarchived: "
-                "true` in this job",
-            ),
-        )
+        return (unarchived("expire.unarchived", "results", self.behind, self._completed),)
 
     def preview(self, backend: CanExpire, now: datetime) -> Preview:
         preview = backend.preview_expire(self.retention(now))

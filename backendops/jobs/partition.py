@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, ClassVar, Self
 
@@ -11,12 +12,14 @@ from pydantic import Field, PrivateAttr, StringConstraints
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import ArchivePlan, CanPartition, Every, KeptFor, PartitionPlan
 from backendops.contracts.job import Job
-from backendops.contracts.run import Pace, Preview, Steps
+from backendops.contracts.order import Behind, ComesBehind, reached, unarchived
+from backendops.contracts.readings import Finding
+from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import FOREVER, Duration, Forever, Keep
 from backendops.jobs.findings import with_findings_counted
 
 
-class Partition(Job):
+class Partition(Job, ComesBehind):
     """Keep the archive's partitions `ahead` of time, and retire those past `keep` through quarantine.
 
     On a backend that keeps archives of others, theirs too.
@@ -38,8 +41,13 @@ class Partition(Job):
     keep_live: Keep = Field(
         FOREVER,
         description="The same for a live table that `backendops partition convert` partitioned: its partitions are "
-        "retired whole, archived or not, once every result in them finished before this.",
+        "retired whole once every result in them finished before this, and an archive job has taken what is its.",
         examples=["30d"],
+    )
+    allow_unarchived: bool = Field(
+        False,
+        description="Retire partitions of a live table although an archive job of the same backend has still to take "
+        "results of them; otherwise they stay until a run of it has completed.",
     )
     quarantine: Duration = Field(
         Duration.parse("7d"),
@@ -54,11 +62,28 @@ class Partition(Job):
     )
 
     _kept_for: tuple[KeptFor, ...] = PrivateAttr(())
+    _behind: tuple[Behind, ...] = PrivateAttr(())
+    _completed: Mapping[str, datetime] = PrivateAttr(default_factory=dict)
 
     def looking_after(self, kept_for: tuple[KeptFor, ...]) -> Self:
         """The same job for one backend, with the archives that other backends send there."""
         job = self.model_copy()
         job._kept_for = kept_for
+        return job
+
+    def behind_these(self, behind: tuple[Behind, ...]) -> Self:
+        """The same job where archive jobs take results of its live partitions first."""
+        job = self.model_copy()
+        job._behind = behind
+        return job
+
+    @property
+    def behind(self) -> Collection[Behind]:
+        return self._behind
+
+    def knowing(self, completed: Mapping[str, datetime]) -> Self:
+        job = self.model_copy()
+        job._completed = completed
         return job
 
     def keeps(self) -> Mapping[str, Keep]:
@@ -75,11 +100,26 @@ class Partition(Job):
             cutoff=None if isinstance(self.keep, Forever) else now - self.keep,
             quarantine=self.quarantine,
             kept_for=self._kept_for,
-            live_cutoff=None if isinstance(self.keep_live, Forever) else now - self.keep_live,
+            live_cutoff=reached(self._live_cutoff(now), self._behind, self._completed),
         )
 
+    def _live_cutoff(self, now: datetime) -> datetime | None:
+        return None if isinstance(self.keep_live, Forever) else now - self.keep_live
+
+    def _waiting(self, now: datetime) -> tuple[Finding, ...]:
+        """What is past keeping and stays, as an archive job has still to take it."""
+        if self.plan(now).live_cutoff == self._live_cutoff(now):
+            return ()
+        return (unarchived("partition.unarchived", "live partitions", self._behind, self._completed),)
+
     def preview(self, backend: CanPartition, now: datetime) -> Preview:
-        return backend.preview_partitions(self.plan(now))
+        preview = backend.preview_partitions(self.plan(now))
+        return replace(preview, findings=(*preview.findings, *self._waiting(now)))
 
     def run(self, backend: CanPartition, now: datetime, pace: Pace) -> Steps:
-        yield from with_findings_counted(backend.maintain_partitions(self.plan(now), pace))
+        yield from with_findings_counted(self._steps(backend, now, pace))
+
+    def _steps(self, backend: CanPartition, now: datetime, pace: Pace) -> Steps:
+        if findings := self._waiting(now):
+            yield Step(findings=findings)
+        yield from backend.maintain_partitions(self.plan(now), pace)

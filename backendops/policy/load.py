@@ -17,14 +17,13 @@ from backendops.contracts.errors import PolicyError, Problem
 from backendops.contracts.job import Job
 from backendops.contracts.masking import mask
 from backendops.jobs import JOBS
-from backendops.jobs.expire import Expire
 from backendops.policy.bind import bind, described, suggestion
 from backendops.policy.checks import faults
 from backendops.policy.destinations import with_destinations
 from backendops.policy.document import START, Place, Problems, Value, read_document
 from backendops.policy.expand import expand
 from backendops.policy.model import Http, Pair, Policy, PolicyKeys
-from backendops.policy.order import behind_archives
+from backendops.policy.order import in_order
 from backendops.policy.pairing import can_do, class_for_url, given_keys, pair_up
 from backendops.policy.schedule import Schedule
 from backendops.policy.secrets import secrets_in
@@ -274,10 +273,8 @@ class _Loading:
     def _pairs(self, on: Mapping[str, tuple[str, ...]], sent: Mapping[tuple[str, str], Job]) -> Iterator[Pair]:
         for name, written in self._jobs.items():
             for backend in on[name]:
-                job = sent.get((name, backend), written)
-                if isinstance(job, Expire):
-                    beside = {other: self._jobs[other] for other in self._jobs if backend in on[other]}
-                    job = behind_archives(name, job, self._backends[backend], beside)
+                beside = {other: self._jobs[other] for other in self._jobs if backend in on[other]}
+                job = in_order(name, sent.get((name, backend), written), self._backends[backend], beside)
                 yield Pair(name, job, backend, self._backends[backend], self._schedules.get(name))
 
 
