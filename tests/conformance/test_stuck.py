@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg2
 import pytest
 
+from backendops.backends.postgres import stuck
 from backendops.backends.postgres.stuck import Mark, Marks, Now
 from backendops.backends.sql_files import statements
 from backendops.contracts.archive import Selection
@@ -259,16 +260,38 @@ AGES = [
     (3 * CYCLE + 7, 3 * CYCLE + 10, 6, True), (3 * CYCLE + 7, 3 * CYCLE + 9, 8, False),
     # More transactions since the mark than xmin can tell apart: nothing is proven.
     (1000, CYCLE + 2000, 999, False),
-    # Written after this run began.
-    (1000, 2000, 2001, False),
+    # Written after this run began, or after its batch did.
+    (1000, 2000, 2001, False), (CYCLE + 1000, CYCLE + 2000, 2001, False),
+    (CYCLE + 1000, CYCLE + 2000, 90_000_000, False),
+    (CYCLE + 1000, CYCLE + 2000, 900, True), (CYCLE + 1000, CYCLE + 2000, CYCLE - 5, True),
 ]  # fmt: skip
 
 
 def test_how_long_ago_a_row_was_written(postgres: TableStore) -> None:
-    (condition,) = set(re.findall(r"mod\(.*", statements("postgres", "stuck")["move_stuck"]))
+    ours = (statements("postgres", "stuck")[name] for name in ("count_stuck", "move_stuck"))
+    (condition,) = {found for statement in ours for found in re.findall(r"mod\(.*", statement)}
     for oldest, upcoming, xmin, old in AGES:
         asked = condition.replace("CAST(CAST(xmin AS text) AS bigint)", f"CAST({xmin} AS bigint)")
         assert postgres.execute(f"SELECT {asked}", next=upcoming, oldest=oldest) == [(old,)], (oldest, upcoming, xmin)
+
+
+def test_a_pass_that_takes_longer_than_a_period_has_its_partitions(
+    postgres: TableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    celery_results(postgres.url, 0, started=9)
+    ledger = Ledger()
+    run(postgres, ledger)
+    ledger.age(4 * DAY)
+    partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'celery_taskmeta_archive'::regclass"
+    with postgres.opened(watermarks=ledger) as backend:
+        steps = backend.move_stuck(AFTER, PLAN, FixedPace(3))
+        while not next(steps).rows:
+            pass
+        ((before,),) = postgres.execute(partitions.replace(":", r"\:"))
+        # As if it were the end of the third month from now.
+        monkeypatch.setattr(stuck, "AROUND_NOW", 70 * DAY)
+        assert sum(step.rows for step in drive(steps)) == 6
+    assert postgres.execute(partitions.replace(":", r"\:")) == [(before + 1,)]
 
 
 def test_few_marks_are_remembered_and_one_of_them_is_always_old_enough() -> None:

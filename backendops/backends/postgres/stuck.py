@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from time import monotonic
 from typing import Final
 
-from backendops.backends.postgres.archive_table import archive_name, ensure_archive, ensure_partitions
+from backendops.backends.postgres.archive_table import ArchiveTable, archive_name, ensure_archive, ensure_partitions
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.drift import STUCK
@@ -41,9 +41,10 @@ class Mark:
     oldest: int
     last_id: int
 
-    def values(self, now: Now) -> dict[str, int]:
-        """As binds: what was written by a transaction below the oldest one of then, counted back from the next one."""
-        return {"oldest": self.oldest, "next": now.next, "last_id": self.last_id}
+    @property
+    def values(self) -> dict[str, int]:
+        """As binds: what was written by a transaction below the oldest one of then."""
+        return {"oldest": self.oldest, "last_id": self.last_id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ class StuckOnPostgres(PostgresSession, CanMoveStuck):
             return Preview(_too_early(marks, now.at, stuck_after))
         schema, name = archive_name(live, plan)
         slots = _slots(live, f"{quoted(schema)}.{quoted(name)}", in_ranges=False)
-        values = proven.values(now)
+        # Counted back from the next one.
+        values = {**proven.values, "next": now.next}
         try:
             with self.transaction(read_only=True, statement_timeout=PREVIEW_BUDGET) as connection:
                 connection.execute(load("postgres", "session", "prefer_indexes"))
@@ -151,11 +153,9 @@ class StuckOnPostgres(PostgresSession, CanMoveStuck):
         if not any(column.name == STUCK for column in archive.columns):
             add = load("postgres", "archive_table", "add_stuck", {"archive": archive.slot})
             with_ddl(self, lambda connection: connection.execute(add))
-        archive = ensure_partitions(self, archive, (now.at, now.at + AROUND_NOW), plan.every, self.zone)
         yield Step(what=made_ready)
         moved = 0
-        slots = _slots(live, archive.sql_name, in_ranges=not live.date_indexed)
-        for rows in _moved(self, live, slots, proven.values(now), pace):
+        for rows in _Moving(self, live, archive, plan, proven, pace).batches():
             moved += rows
             yield Step(rows=rows, what=f"moved to {archive.name} as stuck" if rows else "")
         self.watermarks.remember(key, Marks(marks.line, marks.taken, now.at).written())
@@ -165,37 +165,60 @@ class StuckOnPostgres(PostgresSession, CanMoveStuck):
         )
 
 
-def _moved(
-    session: PostgresSession, live: LiveTable, slots: Mapping[str, str], values: Mapping[str, int], pace: Pace
-) -> Iterator[int]:
-    """The rows of one committed batch after another. BackendBusy where one fails thrice and cannot be smaller."""
-    low, last = LOWEST_ID, values["last_id"]
-    more, failures = True, 0
-    while more:
-        began, size = monotonic(), pace.size
-        try:
-            high = last + 1 if live.date_indexed else _range_end(session, live, low, last + 1, size)
-            with session.transaction() as connection:
-                connection.execute(load("postgres", "session", "prefer_indexes"))
-                statement = load("postgres", "stuck", "move_stuck", slots)
-                rows = connection.execute(statement, {**values, "size": size, "low": low, "high": high}).rowcount
-        except BackendBusy as busy:
-            failures += 1
-            if failures == TRIES or session.interrupted:
-                raise
-            if code_of(busy) == STATEMENT_TIMEOUT:
-                pace.timed_out()
-            if pace.size < size:
-                failures = 0
-            yield 0
-            continue
-        failures = 0
-        pace.measured(rows if live.date_indexed else size, monotonic() - began)
-        yield rows
-        if live.date_indexed:
-            more = rows == size
-        else:
-            low, more = high, high <= last
+class _Moving:
+    """One pass over what is stuck in the live table."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - from where, to where, what, and how fast
+        self,
+        session: PostgresSession,
+        live: LiveTable,
+        archive: ArchiveTable,
+        plan: ArchivePlan,
+        proven: Mark,
+        pace: Pace,
+    ) -> None:
+        self._session, self._live, self._archive, self._plan = session, live, archive, plan
+        self._values, self._pace = proven.values, pace
+        self._slots = _slots(live, archive.sql_name, in_ranges=not live.date_indexed)
+
+    def batches(self) -> Iterator[int]:
+        """The rows of one committed batch after another. BackendBusy where one fails thrice and cannot be smaller."""
+        session, live, pace = self._session, self._live, self._pace
+        low, last = LOWEST_ID, self._values["last_id"]
+        more, failures = True, 0
+        while more:
+            began, size = monotonic(), pace.size
+            try:
+                high = last + 1 if live.date_indexed else _range_end(session, live, low, last + 1, size)
+                rows = self._move({"size": size, "low": low, "high": high})
+            except BackendBusy as busy:
+                failures += 1
+                if failures == TRIES or session.interrupted:
+                    raise
+                if code_of(busy) == STATEMENT_TIMEOUT:
+                    pace.timed_out()
+                if pace.size < size:
+                    failures = 0
+                yield 0
+                continue
+            failures = 0
+            pace.measured(rows if live.date_indexed else size, monotonic() - began)
+            yield rows
+            if live.date_indexed:
+                more = rows == size
+            else:
+                low, more = high, high <= last
+
+    def _move(self, values: Mapping[str, int]) -> int:
+        session = self._session
+        with session.transaction(read_only=True) as connection:
+            now = connection.execute(load("postgres", "stuck", "find_next")).one()
+        around = (now.at, now.at + AROUND_NOW)
+        self._archive = ensure_partitions(session, self._archive, around, self._plan.every, session.zone)
+        with session.transaction() as connection:
+            connection.execute(load("postgres", "session", "prefer_indexes"))
+            statement = load("postgres", "stuck", "move_stuck", self._slots)
+            return connection.execute(statement, {**self._values, **values, "next": now.next}).rowcount
 
 
 def _range_end(session: PostgresSession, live: LiveTable, low: int, end: int, size: int) -> int:
