@@ -203,6 +203,27 @@ def test_kill_9_at_the_dangerous_moments(source: TableStore, destination: Destin
         assert list(opened.unfinished()) == []
 
 
+def test_a_copy_is_kept_where_its_ids_are_other_results_by_now(
+    source: TableStore, destination: Destination, postgres18_server: Postgres
+) -> None:
+    """The URL was switched, or the tables were made anew: what the dead run removed is in its copy alone."""
+    fill_celery_table(source.url, 100, groups=10)
+    every = {row["task_id"] for row in live_rows(source)}
+    die_at(PostgresBackend, "remove", "after", lambda: run(source, destination, size=20))
+    removed = every - {row["task_id"] for row in live_rows(source)}
+    assert 0 < len(removed) <= 20
+    name = postgres18_server.create_database()
+    other = TableStore(PostgresBackend, postgres18_server.celery_url(name))
+    fill_celery_table(other.url, 100, groups=10)
+    other.execute(f"UPDATE {LIVE} SET task_id = 'another ' || id")
+    other.execute(f"UPDATE {GROUPS} SET taskset_id = 'another ' || id")
+    until(lambda: is_free(destination), "the dead process's lock is gone")
+    run(other, destination)
+    places = (live_rows(source), live_rows(other), destination.rows())
+    assert every | {f"another {number}" for number in range(1, 101)} == {r["task_id"] for rows in places for r in rows}
+    postgres18_server.drop_database(name)
+
+
 def test_columns_that_celery_added_and_that_somebody_added(source: TableStore, destination: Destination) -> None:
     fill_celery_table(source.url, 20)
     source.execute(f"ALTER TABLE {LIVE} DROP COLUMN stamps")

@@ -75,9 +75,12 @@ class HandOverOnPostgres(PostgresSession, CanHandOver):
             removed = {(row.id, row.version) for row in answer}
             gone = {at for at in same if (ids[at], versions[at]) in removed}
             rest = [at for at in positions if at not in gone]
-            present = load("postgres", "handover", "find_present", {"live": live.slot})
-            still_here = set(connection.execute(present, {"ids": [ids[at] for at in rest]}).scalars())
-        return frozenset(gone | {at for at in rest if ids[at] not in still_here})
+            slots = {"live": live.slot, "key": live.key_column}
+            present = load("postgres", "handover", "find_present", slots)
+            found = connection.execute(present, {"ids": [ids[at] for at in rest]})
+            still_here = {(row.id, row.key) for row in found}
+        keys = [shape.value(row, shape.key) for row in batch.rows]
+        return frozenset(gone | {at for at in rest if (ids[at], keys[at]) not in still_here})
 
 
 def _marks(session: PostgresSession, connection: Connection, live: LiveTable, ids: list[Value]) -> dict[bytes, str]:

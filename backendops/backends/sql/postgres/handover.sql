@@ -50,5 +50,6 @@ WHERE live.id = held.id AND live.xmin::text = held.version
 RETURNING live.id, held.version;
 
 -- name: find_present
--- Of those that were not removed, the ones that are still here.
-SELECT id FROM /* live */ celery_taskmeta WHERE id = ANY (CAST(:ids AS bigint[]));
+-- Of those that were not removed, the ones that are still here. An id alone says little: in another database, or once the
+-- table was made anew, it is another result's, and the archive has the only copy of ours.
+SELECT id, /* key */ task_id AS key FROM /* live */ celery_taskmeta WHERE id = ANY (CAST(:ids AS bigint[]));
