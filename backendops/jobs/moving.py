@@ -8,12 +8,15 @@ from typing import Any, Final
 
 from backendops.contracts import metrics
 from backendops.contracts.archive import ArchiveStore, Batch, CanHandOver, CanTakeBack, Copy, Row, fingerprint
-from backendops.contracts.errors import BackendRefused
+from backendops.contracts.errors import BackendBusy, BackendRefused
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Step, Steps
 
 # What is gathered for one write is in memory: with what is read at once, the whole run stays below a hundred MiB.
 GATHER_BYTES: Final = 32 * 1024**2
+
+# A removal that fails three times, and cannot be smaller, meets something that no waiting cures within this run.
+TRIES: Final = 3
 
 
 def move(source: CanHandOver, store: ArchiveStore, due: Retention, pace: Pace) -> Steps:
@@ -83,10 +86,24 @@ def _settled(source: CanHandOver, store: ArchiveStore, copy: Copy, pace: Pace) -
     total = len(copy.batch.rows)
     kept: set[int] = set(range(total)) if source.only_copies else set()
     start = total if source.only_copies else 0
+    failures = 0
     while start < total:
         size, began = pace.size, monotonic()
         end = min(start + size, total)
-        kept |= {start + at for at in source.remove(Batch(copy.batch.shape, copy.batch.rows[start:end]))}
+        try:
+            gone = source.remove(Batch(copy.batch.shape, copy.batch.rows[start:end]))
+        except BackendBusy:
+            failures += 1
+            if failures == TRIES:
+                raise
+            pace.timed_out()
+            if pace.size < size:
+                # Each run begins with the same size: who gives up on the way down never gets through.
+                failures = 0
+            yield Step(), 0
+            continue
+        failures = 0
+        kept |= {start + at for at in gone}
         pace.measured(end - start, monotonic() - began)
         start = end
         yield Step(), 0

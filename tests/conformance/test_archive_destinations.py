@@ -13,11 +13,14 @@ import pytest
 from backendops.backends.files import FileStore, parts
 from backendops.backends.files.manifest import Manifest
 from backendops.backends.postgres import PostgresBackend, store
+from backendops.backends.postgres.records import READ_BYTES
 from backendops.backends.postgres.store import TableStore as TableArchive
-from backendops.contracts.archive import CanHandOver, Selection
+from backendops.contracts.archive import Batch, CanHandOver, Selection
 from backendops.contracts.capabilities import ArchivePlan
 from backendops.contracts.errors import BackendError, BackendLocked, BackendRefused
 from backendops.contracts.retention import Retention
+from backendops.contracts.run import Limits
+from backendops.engine.pacing import TimedPace
 from backendops.jobs.archive import Archive
 from backendops.jobs.moving import move
 from backendops.jobs.restore import Restore
@@ -343,6 +346,51 @@ def test_one_run_at_a_time_and_one_source_per_archive(source: TableStore, destin
         destination.store.open("others", backend.limits) as archive,
     ):
         drive(move(backend, archive, older_than(), FixedPace(100)))
+
+
+def size_of(batch: Batch) -> int:
+    """How many bytes of results are in memory at once."""
+    return sum(len(value) for row in batch.rows for value in row.values if isinstance(value, bytes))
+
+
+def test_what_is_read_at_once_fits_into_memory(source: TableStore, postgres18_server: Postgres) -> None:
+    """Small results first, then large ones: what came before says nothing of the next. One too large comes alone."""
+    name = postgres18_server.create_database()
+    destination = Tables(postgres18_server.celery_url(name))
+    fill_celery_table(source.url, 300, due=1)
+    source.execute(f"UPDATE {LIVE} SET result = convert_to(repeat('x', 1000000), 'UTF8') WHERE id > 270")
+    source.execute(f"UPDATE {LIVE} SET result = convert_to(repeat('x', 17000000), 'UTF8') WHERE id = 280")
+    with source.opened() as backend:
+        read = list(backend.read_due(older_than(), FixedPace(2000)))
+    assert run(source, destination, size=2000) == 300
+    with destination.opened() as archive:
+        found = [copy.batch for copy in archive.find(Selection(since=LONG_AGO), FixedPace(2000))]
+    for batches in (read, found):
+        assert sum(len(batch.rows) for batch in batches) == 300
+        assert all(size_of(batch) <= READ_BYTES or len(batch.rows) == 1 for batch in batches)
+        assert len([batch for batch in batches if batch.rows]) <= 5
+    postgres18_server.drop_database(name)
+
+
+@pytest.mark.parametrize("destination", ["jsonl.gz"], indirect=True)
+def test_rows_that_are_slow_are_read_and_removed_in_batches_as_small_as_it_takes(
+    source: TableStore, destination: Destination
+) -> None:
+    """Each run begins with the same size: one that gave up on the way down would never get through."""
+    fill_celery_table(source.url, 120, due=1)
+    slow = other_role(
+        source.url,
+        "slow",
+        f"GRANT SELECT, UPDATE, DELETE ON {LIVE}, {GROUPS} TO slow",
+        f"ALTER TABLE {LIVE} ENABLE ROW LEVEL SECURITY",
+        f"CREATE POLICY slow ON {LIVE} USING (CAST(pg_sleep(0.005) AS text) IS NOT NULL)",
+    )
+    with (
+        TableStore(PostgresBackend, slow).opened(Limits(statement_timeout=timedelta(milliseconds=250))) as backend,
+        destination.opened() as archive,
+    ):
+        steps = drive(move(backend, archive, older_than(), TimedPace(first=640)))
+    assert sum(step.rows for step in steps) == 120
 
 
 def test_missing_privileges_name_the_grant(source: TableStore, postgres18_server: Postgres) -> None:

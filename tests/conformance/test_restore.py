@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +15,8 @@ from backendops.backends.postgres import PostgresBackend
 from backendops.contracts.archive import CanTakeBack, Selection
 from backendops.contracts.capabilities import ArchivePlan, KeptFor
 from backendops.contracts.errors import BackendRefused
-from backendops.contracts.run import Step
+from backendops.contracts.run import Limits, Step
+from backendops.engine.pacing import TimedPace
 from backendops.jobs.archive import Archive
 from backendops.jobs.moving import finish
 from backendops.jobs.partition import Partition
@@ -346,6 +348,47 @@ def test_verify_of_tables_says_what_is_wrong(postgres18_url: str) -> None:
         "1 rows have a done_at that is not their date_done in UTC",
         "2 of its results are live as well, with the same id and date",
     ]
+
+
+SLOW = f"""
+CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.01); RETURN NEW; END $$;
+CREATE TRIGGER slow BEFORE INSERT ON {LIVE} FOR EACH ROW EXECUTE FUNCTION slow()
+"""
+
+
+@pytest.mark.parametrize("place", ["here"], indirect=True)
+def test_rows_that_are_slow_come_back_in_batches_as_small_as_it_takes(place: Place) -> None:
+    fill_celery_table(place.source.url, 60, due=1)
+    place.archive()
+    place.source.execute(SLOW)
+    job = Restore.of(place.job, EVERYTHING)
+    with place.source.opened(Limits(statement_timeout=timedelta(milliseconds=250))) as backend:
+        drive(job.run(backend, datetime.now(UTC), TimedPace(first=320)))
+    assert len(job.restored) == 60
+    assert place.rows() == []
+
+
+class WatchedPace(FixedPace):
+    """Remembers what it is told."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.seconds: list[float] = []
+
+    def measured(self, rows: int, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+
+@pytest.mark.parametrize("place", ["here"], indirect=True)
+def test_a_rest_between_two_batches_is_no_part_of_either(place: Place) -> None:
+    fill_celery_table(place.source.url, 20, due=1)
+    place.archive()
+    pace = WatchedPace(5)
+    with place.source.opened() as backend:
+        for _ in Restore.of(place.job, EVERYTHING).run(backend, datetime.now(UTC), pace):
+            time.sleep(0.5)
+    assert len(pace.seconds) == 4
+    assert max(pace.seconds) < 0.5
 
 
 def test_missing_privileges_name_the_grant(postgres18_url: str) -> None:

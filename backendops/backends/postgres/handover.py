@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
-from backendops.backends.postgres.records import read_list, row_from, shape_of
+from backendops.backends.postgres.records import READ_BYTES, byte_count, read_list, row_from, shape_of
 from backendops.backends.postgres.survey import RUN_BUDGET, Target, count_due, oldest_ages, survey
 from backendops.backends.postgres.sweep import preview_sweep
 from backendops.backends.postgres.tables import LiveTable, find_tables
+from backendops.backends.postgres.tries import Tries
 from backendops.backends.postgres.walk import Deed, walked_column
 from backendops.backends.sql_files import load
 from backendops.contracts.archive import Batch, CanHandOver, DueFound, Row, Shape, Value, fingerprint
@@ -22,9 +23,6 @@ from backendops.contracts.errors import BackendBusy, BackendRefused
 from backendops.contracts.readings import Reading
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Preview
-
-# What is read at once passes through our memory: a row of a megabyte must not come by the thousand.
-READ_BYTES: Final = 16 * 1024**2
 
 
 class HandOverOnPostgres(PostgresSession, CanHandOver):
@@ -122,24 +120,23 @@ class _Reading:
             "by": self._by,
             "due": target.due.sql,
             "columns": read_list(target.live.columns),
+            "bytes": byte_count(self._shape.columns),
         }
-        self._row_bytes = 0.0
 
     def batches(self) -> Iterator[Batch]:
+        """BackendBusy where one read fails thrice and cannot be smaller."""
         place = self._start()
-        failures = 0
+        tries = Tries(self._session, self._pace)
         while place is not None:
-            began, size = monotonic(), self._size()
+            began, size = monotonic(), self._pace.size
             try:
-                rows, place = self._read(place, size)
-            except BackendBusy:
-                failures += 1
-                if failures == 3:  # noqa: PLR2004 - each time half as many rows; more would not help
-                    raise
-                self._pace.timed_out()
+                rows, place, walked = self._read(place, size)
+            except BackendBusy as busy:
+                tries.failed(busy, size)
+                yield Batch(self._shape, ())
                 continue
-            failures = 0
-            self._pace.measured(size, monotonic() - began)
+            tries.passed()
+            self._pace.measured(walked, monotonic() - began)
             yield Batch(self._shape, rows)
 
     def _start(self) -> dict[str, Any] | None:
@@ -149,17 +146,15 @@ class _Reading:
             last = connection.execute(load("postgres", "handover", "find_last", self._slots)).scalar_one()
         return None if last is None else {"low": -(2**63), "after": -(2**63), "end": last + 1}
 
-    def _size(self) -> int:
-        return max(1, min(self._pace.size, int(READ_BYTES / self._row_bytes))) if self._row_bytes else self._pace.size
-
-    def _read(self, place: dict[str, Any], size: int) -> tuple[tuple[Row, ...], dict[str, Any] | None]:
+    def _read(self, place: dict[str, Any], size: int) -> tuple[tuple[Row, ...], dict[str, Any] | None, int]:
+        """What is due of the next rows, where to go on, and how many these were, due or not."""
         with self._session.transaction() as connection:
             connection.execute(load("postgres", "session", "prefer_indexes"))
             end = connection.execute(
-                load("postgres", "handover", "find_end", self._slots), {**place, "size": size}
+                load("postgres", "handover", "find_end", self._slots), {**place, "size": size, "most": READ_BYTES}
             ).one_or_none()
         if end is None:
-            return (), None
+            return (), None, 0
         values = {**self._due.values, **place, "high": end.by, "last": end.id}
         if self._members is not None:
             within = f"(({self._by}, id) > (:low, :after) AND ({self._by}, id) <= (:high, :last))"
@@ -171,10 +166,4 @@ class _Reading:
                 {**values, "zone": self._session.date_done_timezone},
             )
             rows = tuple(row_from(row, len(self._shape.columns)) for row in found)
-        if rows:
-            self._row_bytes = sum(map(_bytes, rows)) / len(rows)
-        return rows, {**place, "low": end.by, "after": end.id}
-
-
-def _bytes(row: Row) -> int:
-    return sum(len(value) if isinstance(value, bytes | str) else 8 for value in row.values)
+        return rows, {**place, "low": end.by, "after": end.id}, end.rows

@@ -26,6 +26,8 @@ _TYPES: Final[dict[Kind, str]] = {
     "timestamp": "timestamp without time zone",
     "other": "text",
 }
+# What is read at once passes through our memory: a row of a megabyte must not come by the thousand.
+READ_BYTES: Final = 16 * 1024**2
 
 
 def kind_of(type_name: str) -> Kind:
@@ -59,6 +61,14 @@ def read_list(columns: Iterable[TableColumn] | Iterable[Column], alias: str = ""
         kind = column.kind if isinstance(column, Column) else kind_of(column.type)
         texts.append(f"CAST({name} AS text)" if kind == "other" else name)
     return literal(", ".join(texts))
+
+
+def byte_count(columns: Iterable[Column]) -> str:
+    """How large a row will be in memory, as the text of a slot; what has no kind of its own counts as it is stored."""
+    counted = {"bytes": "octet_length", "text": "octet_length", "other": "pg_column_size"}
+    sizes = [f"coalesce({counted[c.kind]}({quoted(c.name)}), 0)" for c in columns if c.kind in counted]
+    # In 64 bits: two results of a gigabyte each are one row.
+    return literal(f"(CAST({' + '.join([*sizes, '0'])} AS bigint))")
 
 
 def row_from(found: Sequence[Any], width: int) -> Row:

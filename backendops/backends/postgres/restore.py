@@ -19,6 +19,7 @@ from backendops.backends.postgres.handover import live_table
 from backendops.backends.postgres.records import array_type, read_list, row_from, shape_of
 from backendops.backends.postgres.selected import IDS_AT_ONCE, find_quarantined, meant_by, meant_values
 from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
+from backendops.backends.postgres.tries import Tries
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.archive import (
     Batch,
@@ -210,15 +211,27 @@ class _Restore:
         }
 
     def batches(self) -> Iterator[PutBack]:
+        """BackendBusy where one fails thrice and cannot be smaller."""
         below: tuple[Any, str] = ("infinity", "")
-        while found := self._find(below):
-            began, size = monotonic(), len(found)
+        tries = Tries(self._session, self._pace)
+        while True:
+            began, size = monotonic(), self._pace.size
+            try:
+                found = self._find(below, size)
+                if not found:
+                    return
+                put_back = self._put_back(found)
+            except BackendBusy as busy:
+                tries.failed(busy, size)
+                yield PutBack()
+                continue
+            tries.passed()
             below = (found[-1].done_at, found[-1].key)
-            yield self._put_back(found)
-            self._pace.measured(size, monotonic() - began)
+            self._pace.measured(len(found), monotonic() - began)
+            yield put_back
 
-    def _find(self, below: tuple[Any, str]) -> list[_Found]:
-        values = {**meant_values(self._selection), "below": below[0], "before": below[1], "size": self._pace.size}
+    def _find(self, below: tuple[Any, str], size: int) -> list[_Found]:
+        values = {**meant_values(self._selection), "below": below[0], "before": below[1], "size": size}
         with self._session.transaction() as connection:
             connection.execute(load("postgres", "session", "prefer_indexes"))
             rows = connection.execute(load("postgres", "restore", "find_meant", self._slots), values).all()
@@ -248,9 +261,7 @@ class _Restore:
                 break
             except BackendError as error:
                 code = code_of(error)
-                if attempt == TRIES or not (
-                    isinstance(error, BackendBusy) or code in (UNIQUE_VIOLATION, CHECK_VIOLATION)
-                ):
+                if attempt == TRIES or code not in (UNIQUE_VIOLATION, CHECK_VIOLATION):
                     raise
                 # A live table in ranges of ids has dropped those of old: they come back under new ones.
                 fresh = fresh or code == CHECK_VIOLATION

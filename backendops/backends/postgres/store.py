@@ -34,7 +34,7 @@ from backendops.backends.postgres.kept import (
 )
 from backendops.backends.postgres.lock import take_archive_lock
 from backendops.backends.postgres.periods import period_start
-from backendops.backends.postgres.records import row_from
+from backendops.backends.postgres.records import READ_BYTES, byte_count, row_from
 from backendops.backends.postgres.register import ANOTHER, Entry, Register
 from backendops.backends.postgres.selected import find_quarantined, meant_by, meant_values
 from backendops.backends.sql_files import load
@@ -198,7 +198,7 @@ class TableStore(ArchiveStore):
     def find(self, selection: Selection, pace: Pace) -> Iterator[Copy]:
         for kept in self._ours_kept():
             shape = kept.shape
-            slots = slots_of(kept) | {"meant": meant_by(selection, shape.key)}
+            slots = slots_of(kept) | {"meant": meant_by(selection, shape.key), "bytes": byte_count(shape.columns)}
             below: tuple[Any, Any] = ("infinity", "")
             while True:
                 values = {
@@ -209,6 +209,10 @@ class TableStore(ArchiveStore):
                 }
                 with self._session.transaction() as connection:
                     connection.execute(load("postgres", "session", "prefer_indexes"))
+                    count_readable = load("postgres", "store", "count_readable", slots)
+                    readable = connection.execute(count_readable, {**values, "most": READ_BYTES}).scalar_one()
+                    # One that is larger than that by itself, and the end of all.
+                    values["size"] = max(readable, 1)
                     found = connection.execute(load("postgres", "store", "find_rows", slots), values)
                     rows = tuple(unmarked(row_from(row, len(shape.columns))) for row in found)
                 if not rows:

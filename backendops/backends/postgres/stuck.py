@@ -13,12 +13,11 @@ from backendops.backends.postgres.archive_table import ArchiveTable, archive_nam
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.drift import STUCK
-from backendops.backends.postgres.errors import STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.groups import LOWEST_ID
 from backendops.backends.postgres.intercepted import refuse_intercepted
 from backendops.backends.postgres.survey import PREVIEW_BUDGET
 from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
-from backendops.backends.postgres.walk import TRIES
+from backendops.backends.postgres.tries import Tries
 from backendops.backends.sql_files import literal, load, readable
 from backendops.contracts.capabilities import ArchivePlan, CanMoveStuck
 from backendops.contracts.errors import BackendBusy
@@ -185,23 +184,17 @@ class _Moving:
         """The rows of one committed batch after another. BackendBusy where one fails thrice and cannot be smaller."""
         session, live, pace = self._session, self._live, self._pace
         low, last = LOWEST_ID, self._values["last_id"]
-        more, failures = True, 0
+        more, tries = True, Tries(session, pace)
         while more:
             began, size = monotonic(), pace.size
             try:
                 high = last + 1 if live.date_indexed else _range_end(session, live, low, last + 1, size)
                 rows = self._move({"size": size, "low": low, "high": high})
             except BackendBusy as busy:
-                failures += 1
-                if failures == TRIES or session.interrupted:
-                    raise
-                if code_of(busy) == STATEMENT_TIMEOUT:
-                    pace.timed_out()
-                if pace.size < size:
-                    failures = 0
+                tries.failed(busy, size)
                 yield 0
                 continue
-            failures = 0
+            tries.passed()
             pace.measured(rows if live.date_indexed else size, monotonic() - began)
             yield rows
             if live.date_indexed:

@@ -2,15 +2,21 @@
 
 -- name: find_end
 -- The last of the next rows, due or not: what is kept is walked over in bounded steps too. By the walked column and id,
--- so that many rows of one moment are cut as well. Nothing: the walk is over.
-SELECT walked AS by, id
+-- so that many rows of one moment are cut as well; and no more than may be in memory at once, by their sizes, for which
+-- no payload is read. How many that are. Nothing: the walk is over.
+SELECT walked AS by, id, nth AS rows
 FROM (
-    SELECT /* by */ date_done AS walked, id
-    FROM /* live */ celery_taskmeta
-    WHERE /* by */ date_done >= :low AND /* by */ date_done < :end AND (/* by */ date_done, id) > (:low, :after)
-    ORDER BY /* by */ date_done, id
-    LIMIT :size
-) AS next_rows
+    SELECT walked, id, row_number() OVER in_turn AS nth, sum(bytes) OVER in_turn AS so_far
+    FROM (
+        SELECT /* by */ date_done AS walked, id, /* bytes */ (octet_length(result)) AS bytes
+        FROM /* live */ celery_taskmeta
+        WHERE /* by */ date_done >= :low AND /* by */ date_done < :end AND (/* by */ date_done, id) > (:low, :after)
+        ORDER BY /* by */ date_done, id
+        LIMIT :size
+    ) AS next_rows
+    WINDOW in_turn AS (ORDER BY walked, id)
+) AS counted
+WHERE nth = 1 OR so_far <= :most
 ORDER BY walked DESC, id DESC
 LIMIT 1;
 

@@ -77,6 +77,21 @@ USING unnest(CAST(:keys AS text[]), CAST(:tables AS oid[]), CAST(:places AS tid[
 WHERE archive./* key */ task_id = gone.key AND archive.done_at >= :first AND archive.done_at <= :last
   AND archive.tableoid = gone.part AND archive.ctid = gone.place;
 
+-- name: count_readable
+-- How many of the next rows that are meant may be in memory at once, by their sizes, for which no payload is read.
+SELECT count(*)
+FROM (
+    SELECT sum(bytes) OVER (ORDER BY done_at DESC, key DESC ROWS UNBOUNDED PRECEDING) AS so_far
+    FROM (
+        SELECT done_at, /* key */ task_id AS key, /* bytes */ (octet_length(result)) AS bytes
+        FROM /* archive */ celery_taskmeta_archive
+        WHERE /* meant */ (done_at >= :since) AND (done_at, /* key */ task_id) < (:below, :before)
+        ORDER BY done_at DESC, /* key */ task_id DESC
+        LIMIT :size
+    ) AS next_rows
+) AS counted
+WHERE so_far <= :most;
+
 -- name: find_rows
 -- What is meant, the newest first.
 SELECT /* columns */ id, task_id /* end */, done_at, tableoid::text || ' ' || ctid::text
