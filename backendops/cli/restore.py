@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +12,12 @@ import click
 
 from backendops.cli.console import ProgressListener, distance, exit_code, moment, pairs_named, print_json
 from backendops.cli.options import Options
-from backendops.contracts.archive import Selection
+from backendops.contracts.archive import Removal, Selection
 from backendops.contracts.errors import BackendError
 from backendops.contracts.readings import Finding, Severity
+from backendops.contracts.retention import Retention
 from backendops.contracts.run import Outcome, Trigger
-from backendops.contracts.units import Forever, format_seconds
+from backendops.contracts.units import format_seconds
 from backendops.engine.drive import history
 from backendops.engine.ledger import Ledger
 from backendops.engine.report import RunReport
@@ -24,7 +25,9 @@ from backendops.engine.runner import Runner
 from backendops.engine.stop import Stop, stop_on_signals
 from backendops.jobs.archive import Archive
 from backendops.jobs.expire import Expire
+from backendops.jobs.moving import stays_archived
 from backendops.jobs.restore import Restore
+from backendops.jobs.rules import cutoff
 from backendops.log import LogListener, masked
 from backendops.policy.model import Pair, Policy
 
@@ -53,7 +56,7 @@ def _moment(ctx: click.Context, param: click.Parameter, value: str | None) -> da
 )
 @click.option("--backend", metavar="NAME", help="Only to this backend; left out: to each that has an archive.")
 @click.option("--job", metavar="NAME", help="Only from the archive of this job; left out: of every archive job.")
-@click.option("--although-expired", is_flag=True, help="Also what an expire job will remove in its next run.")
+@click.option("--although-expired", is_flag=True, help="Also what an expire job, or Celery itself, will remove again.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be put back.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, with every id.")
 @click.pass_obj
@@ -132,9 +135,9 @@ def _warn(pair: Pair, findings: Iterable[Finding]) -> None:
             click.echo(masked(f"{pair.backend_name}: {finding.sentence}; {finding.fix}"), err=True)
 
 
-def _restoring(pair: Pair, selection: Selection) -> Pair:
+def _restoring(pair: Pair, selection: Selection, *, names_all: bool = True) -> Pair:
     assert isinstance(pair.job, Archive)  # noqa: S101 - archives() has seen to it
-    return Pair(NAME, Restore.of(pair.job, selection), pair.backend_name, pair.backend, None)
+    return Pair(NAME, Restore.of(pair.job, selection, names_all=names_all), pair.backend_name, pair.backend, None)
 
 
 def _restore(  # noqa: PLR0913, PLR0917 - what the command was told
@@ -156,14 +159,17 @@ def _restore(  # noqa: PLR0913, PLR0917 - what the command was told
             ledger.mark_orphans()
         with stop_on_signals(stop):
             for archive in pairs:
-                limit = None if although_expired else _expires_before(policy, archive.backend_name, ledger)
-                pair = _restoring(archive, replace(selection, not_before=limit))
+                removals = () if although_expired else tuple(_removals(policy, archive, ledger))
+                pair = _restoring(
+                    archive, replace(selection, removals=removals), names_all=as_json or bool(selection.ids)
+                )
                 listeners = (
                     [LogListener()] if options.wants_log else [ProgressListener()] if sys.stderr.isatty() else []
                 )
                 report = Runner(ledger, listeners, stop).run(pair, Trigger.COMMAND)
                 assert isinstance(pair.job, Restore)  # noqa: S101 - made so above
-                found.update(pair.job.restored, pair.job.live_again)
+                if selection.ids:
+                    found.update(pair.job.restored, pair.job.live_again)
                 quarantined.update(key for one in pair.job.quarantined for key in one.ids)
                 codes.append(report.outcome.exit_code)
                 documents.append(_document(archive, pair.job, report))
@@ -181,18 +187,29 @@ def _restore(  # noqa: PLR0913, PLR0917 - what the command was told
     return exit_code(codes) if any(codes) or not not_put_back else Outcome.FAILED.exit_code
 
 
-def _expires_before(policy: Policy, backend: str, ledger: Ledger) -> datetime | None:
-    """The newest moment before which a job that is not paused removes results of this backend."""
+def _removals(policy: Policy, archive: Pair, ledger: Ledger) -> Iterator[Removal]:
+    """Who removes old results of this backend: Celery itself, and each job that is not paused."""
     paused = ledger.paused()
     now = datetime.now(UTC)
-    limits = [
-        now - keep
-        for pair in policy.pairs
-        if pair.backend_name == backend and isinstance(pair.job, Expire) and pair.job_name not in paused
-        for keep in pair.job.keeps().values()
-        if not isinstance(keep, Forever)
-    ]
-    return max(limits, default=None)
+    backend = archive.backend
+    # What expires by itself is put back with a time to live of its own.
+    if backend.result_expires is not None and not stays_archived(backend):
+        yield Removal(
+            f"Celery itself, once a day (result_expires of the backend is {backend.result_expires})",
+            Retention(cutoff(now, backend.result_expires)),
+            "set result_expires of the Celery application, and of the backend in the policy, to a longer time",
+        )
+    for pair in policy.pairs:
+        if pair.backend_name == archive.backend_name and isinstance(pair.job, Expire) and pair.job_name not in paused:
+            newest = pair.job.keep_newest
+            # What an archive job has taken once it is not waited for again.
+            retention = pair.job.behind_these({}).retention(now)
+            unless = f", unless it is one of the {newest:,} newest" if newest else ""
+            yield Removal(
+                f"the next run of the job {pair.job_name!r}{unless}",
+                retention,
+                f"pause that job first (`backendops pause {pair.job_name}`)",
+            )
 
 
 def _document(archive: Pair, job: Restore, report: RunReport) -> dict[str, Any]:
@@ -225,3 +242,5 @@ def _tell(archive: Pair, job: Restore, report: RunReport) -> None:
     _warn(archive, report.findings)
     for key in job.live_again:
         click.echo(f"{archive.backend_name}: left, as it is live again: {key}", err=True)
+    if more := job.left - len(job.live_again):
+        click.echo(f"{archive.backend_name}: left, as they are live again: {more:,} more (--json names all)", err=True)

@@ -9,17 +9,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
 from backendops.contracts.capabilities import ArchivePlan
-from backendops.contracts.errors import BackendRefused
 from backendops.contracts.readings import Finding, Reading
 from backendops.contracts.records import KEYS, Batch, Column, Holds, Kind, Row, Shape, Value, fingerprint
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits, Pace, Preview
+from backendops.contracts.selection import Removal, Selection
 
 __all__ = [
     "KEYS",
@@ -37,6 +37,7 @@ __all__ = [
     "Kind",
     "PutBack",
     "Quarantined",
+    "Removal",
     "Restoring",
     "Row",
     "Selection",
@@ -124,37 +125,6 @@ class CanTakeBack(ABC):
 
         An id that is live again is left as it is. Committed when it returns.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which archived results are meant: of these ids, if any; finished from `since` and before `until`, if given."""
-
-    ids: tuple[str, ...] = ()
-    since: datetime | None = None
-    until: datetime | None = None
-    not_before: datetime | None = None
-    """What is meant and finished before this is refused: it would be gone again at once."""
-
-    def in_groups(self, most: int) -> Iterator[Selection]:
-        """The same, asked for so many ids at a time; one without ids is one group."""
-        for at in range(0, max(len(self.ids), 1), most):
-            yield replace(self, ids=self.ids[at : at + most])
-
-    def has(self, shape: Shape, row: Row) -> bool:
-        """Is this row meant?"""
-        if self.ids and shape.value(row, shape.key) not in self.ids:
-            return False
-        return (self.since is None or row.done_at >= self.since) and (self.until is None or row.done_at < self.until)
-
-    def refuse_old(self, key: object, done_at: datetime) -> None:
-        """Raise BackendRefused where a result that is meant finished before `not_before`."""
-        if self.not_before is not None and done_at < self.not_before:
-            raise BackendRefused(
-                f"the result {key} finished {done_at:%Y-%m-%d %H:%M} UTC, and what finished before "
-                f"{self.not_before:%Y-%m-%d %H:%M} UTC is removed by the next run of an expire job",
-                "pause that job first (`backendops pause JOB`), or say --although-expired; nothing older was put back",
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from backendops.contracts.archive import (
     PutBack,
     Quarantined,
     Restoring,
+    Row,
     Selection,
+    Shape,
 )
 from backendops.contracts.errors import BackendRefused
 from backendops.contracts.job import Job
@@ -40,31 +42,38 @@ class Restore(Job):
 
     _archive: Archive = PrivateAttr()
     _selection: Selection = PrivateAttr()
+    _names_all: bool = PrivateAttr(True)
+    _left: int = PrivateAttr(0)
     _restored: list[str] = PrivateAttr(default_factory=list)
     _live_again: list[str] = PrivateAttr(default_factory=list)
     _quarantined: list[Quarantined] = PrivateAttr(default_factory=list)
 
     @classmethod
-    def of(cls, archive: Archive, selection: Selection) -> Restore:
-        """What `archive` has of the selection."""
+    def of(cls, archive: Archive, selection: Selection, *, names_all: bool = True) -> Restore:
+        """What `archive` has of the selection. Without `names_all` no list of ids grows with what is put back."""
         restore = cls.model_construct(
             time_budget=archive.time_budget,
             statement_timeout=archive.statement_timeout,
             batch_time=archive.batch_time,
             batch_size=archive.batch_size,
         )
-        restore._archive, restore._selection = archive, selection
+        restore._archive, restore._selection, restore._names_all = archive, selection, names_all
         return restore
 
     @property
     def restored(self) -> list[str]:
-        """The ids that were put back."""
+        """The ids that were put back; none where not all are to be named."""
         return self._restored
 
     @property
     def live_again(self) -> list[str]:
-        """The ids that were left in the archive, as there is a live result of theirs."""
+        """The ids that were left in the archive, as there is a live result of theirs; the first few, likewise."""
         return self._live_again
+
+    @property
+    def left(self) -> int:
+        """How many were left, as they are live again."""
+        return self._left
 
     @property
     def quarantined(self) -> list[Quarantined]:
@@ -124,19 +133,27 @@ class Restore(Job):
 
     def _told(self, restoring: Restoring, where: str) -> Steps:
         for put_back in restoring:
-            self._restored.extend(put_back.restored)
-            self._live_again.extend(put_back.live_again)
+            self._left += len(put_back.live_again)
+            if self._names_all:
+                self._restored.extend(put_back.restored)
+            most = None if self._names_all else max(_IDS_SHOWN - len(self._live_again), 0)
+            self._live_again.extend(put_back.live_again[:most])
             count = len(put_back.restored)
             yield Step(rows=count, what=f"put back from {where}" if count else "")
-        if self._live_again:
-            yield Step(findings=(_left(self._live_again),))
+        if self._left:
+            yield Step(findings=(_left_out(self._left, self._live_again),))
 
     def _from_store(self, backend: CanTakeBack, store: ArchiveStore, pace: Pace) -> Restoring:
         for copy in store.find(self._selection, pace):
             backend.check_take_back(copy.batch)
             for row in copy.batch.rows:
-                self._selection.refuse_old(copy.batch.shape.value(row, copy.batch.shape.key), row.done_at)
+                self._refuse_due(copy.batch.shape, row)
             yield from _put_back(backend, store, copy)
+
+    def _refuse_due(self, shape: Shape, row: Row) -> None:
+        asked = (shape.value(row, name) for name in ("status", "name", "queue"))
+        texts = (value if isinstance(value, str) else None for value in asked)
+        self._selection.refuse_due(shape.value(row, shape.key), row.done_at, *texts)
 
 
 def _put_back(backend: CanTakeBack, store: ArchiveStore, copy: Copy) -> Restoring:
@@ -161,12 +178,12 @@ def _put_back(backend: CanTakeBack, store: ArchiveStore, copy: Copy) -> Restorin
         yield PutBack(live_again=tuple(sorted(live_again)))
 
 
-def _left(ids: list[str]) -> Finding:
-    shown = ", ".join(ids[:_IDS_SHOWN]) + (" …" if len(ids) > _IDS_SHOWN else "")
+def _left_out(count: int, ids: list[str]) -> Finding:
+    shown = ", ".join(ids[:_IDS_SHOWN]) + (" …" if count > _IDS_SHOWN else "")
     return Finding(
         Severity.INFO,
         "restore.live-again",
-        f"{len(ids):,} archived results were left, as there is a live result of their id: {shown}",
+        f"{count:,} archived results were left, as there is a live result of their id: {shown}",
         "delete the live result first where the archived one is wanted",
     )
 

@@ -116,9 +116,33 @@ def test_what_is_live_again_or_nowhere_is_said(command: Installed, results: str)
 def test_what_expire_would_take_again_is_5_unless_it_is_paused(command: Installed, results: str) -> None:
     refused = command.run("restore", "--from", "2000-01-01")
     assert refused.returncode == 5
-    assert "is removed by the next run of an expire job; pause that job first" in refused.stderr
+    assert "is removed by the next run of the job 'expire'; pause that job first" in refused.stderr
     assert command.run("pause", "expire").returncode == 0
     assert command.run("restore", "--from", "2000-01-01").returncode == 0
+    assert count(results) == 100
+
+
+def test_what_celery_itself_would_take_again_is_5(command: Installed, results: str, tmp_path: Path) -> None:
+    by_celery = InProcess.with_policy(
+        tmp_path,
+        f"backends: {{results: {{url: '{results}', result_expires: 8d}}}}\n"
+        "jobs: {archive: {older_than: 7d, to: {files: kept}}}",
+    )
+    refused = by_celery.run("restore", "--from", "2000-01-01")
+    assert refused.returncode == 5
+    assert "is removed by Celery itself, once a day (result_expires of the backend is 8d)" in refused.stderr
+    assert by_celery.run("restore", "--from", "2000-01-01", "--although-expired").returncode == 0
+    assert count(results) == 100
+
+
+def test_a_rule_for_others_does_not_refuse(command: Installed, results: str, tmp_path: Path) -> None:
+    by_queue = InProcess.with_policy(
+        tmp_path,
+        f"backends: {{results: {{url: '{results}'}}}}\n"
+        "jobs: {archive: {older_than: 7d, to: {files: kept}, rules: [{queue: bulk, older_than: 1h}]},"
+        " expire: {keep: 90d, rules: [{queue: bulk, keep: 8d}]}}",
+    )
+    assert by_queue.run("restore", "--from", "2000-01-01").returncode == 0
     assert count(results) == 100
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import psycopg2
 import pytest
 
 from backendops.backends.postgres import PostgresBackend
-from backendops.contracts.archive import CanTakeBack, Selection
+from backendops.contracts.archive import CanTakeBack, Removal, Selection
 from backendops.contracts.capabilities import ArchivePlan, KeptFor
 from backendops.contracts.errors import BackendRefused
+from backendops.contracts.retention import Retention, Rule
 from backendops.contracts.run import Limits, Step
 from backendops.engine.pacing import TimedPace
 from backendops.jobs.archive import Archive
@@ -247,12 +249,42 @@ def test_a_column_that_the_live_table_lacks(place: Place) -> None:
 
 def test_what_would_be_gone_at_once_is_refused(place: Place) -> None:
     fill_celery_table(place.source.url, 20)
+    place.source.execute(f"UPDATE {LIVE} SET queue = 'bulk' WHERE id % 2 = 0")
     place.archive()
-    limit = sorted(row["done_at"] for row in place.rows())[5]
-    with pytest.raises(BackendRefused, match="the next run of an expire job"):
-        place.restore(Selection(since=EVERYTHING.since, not_before=limit))
-    job, _ = place.restore(Selection(since=limit, not_before=limit))
-    assert len(job.restored) == 5
+    rows = sorted(place.rows(), key=lambda row: row["done_at"])
+    limit = rows[5]["done_at"]
+    removal = Removal("the next run of the job 'expire'", Retention(limit), "pause it")
+    with pytest.raises(BackendRefused, match="is removed by the next run of the job 'expire'") as refusal:
+        place.restore(replace(EVERYTHING, removals=(removal,)))
+    assert rows[4]["task_id"] in str(refusal.value)
+    job, _ = place.restore(Selection(since=limit, removals=(removal,)))
+    assert {*job.restored} <= {row["task_id"] for row in rows[5:]}
+    # A rule for some results says nothing of the others.
+    only_bulk = replace(removal, due=Retention(None, (Rule(limit, queue="bulk"),)))
+    other = Selection(ids=(rows[0]["task_id"],), removals=(only_bulk,))
+    bulk = Selection(ids=(rows[1]["task_id"],), removals=(only_bulk,))
+    if rows[0]["queue"] == "bulk":
+        other, bulk = bulk, other
+    assert place.restore(other)[0].restored == [*other.ids]
+    with pytest.raises(BackendRefused):
+        place.restore(bulk)
+
+
+def test_a_restore_that_need_not_name_every_id_remembers_none(place: Place) -> None:
+    fill_celery_table(place.source.url, 40)
+    place.archive()
+    for number, row in enumerate(place.rows()[:8]):
+        place.source.execute(
+            f"INSERT INTO {LIVE} (id, task_id, status) VALUES (:id, :task_id, 'SUCCESS')",
+            id=1000 + number,
+            task_id=row["task_id"],
+        )
+    job = Restore.of(place.job, EVERYTHING, names_all=False)
+    with place.source.opened() as backend:
+        steps = drive(job.run(backend, datetime.now(UTC), FixedPace(3)))
+    assert sum(step.rows for step in steps) == 12
+    assert (job.restored, len(job.live_again), job.left) == ([], 5, 8)
+    assert "8 archived results were left" in steps[-2].findings[0].sentence
 
 
 # Files have no partitions.

@@ -94,7 +94,7 @@ ODD = Batch(
     SHAPE,
     (
         row(1, result=b""),
-        row(2, result=None, task_id=None, date_done=None),
+        row(2, result=None, date_done=None),
         row(3, result=b"\x00\xff\r\n\x1f\x8b", task_id='quo"te\\ ☃ \n\t\x7f'),
         row(4, id=2**63 - 1, extra="12345678901234567890.123"),
         row(5, date_done=datetime.fromisoformat("2026-11-05T01:02:03.000004"), result=os.urandom(5000)),

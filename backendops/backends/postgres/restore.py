@@ -206,6 +206,10 @@ class _Restore:
             "key": live.key_column,
             "meant": meant_by(selection, live.key_column),
             "drifted": literal(f"({drifted or 'false'})"),
+            "asked": ", ".join(
+                f"{column if live.holds == 'task' and column in theirs else 'CAST(NULL AS text)'} AS {name}"
+                for column, name in (("status", "state"), ("name", "task"), ("queue", "queue"))
+            ),
             "archived": literal(", ".join(f"archive.{name}" for name in kept)),
             "columns": literal(", ".join(kept)),
         }
@@ -238,7 +242,7 @@ class _Restore:
         for row in rows:
             if row.drifted:
                 raise _drifted(self._live, ", ".join(self._drifted))
-            self._selection.refuse_old(row.key, row.done_at)
+            self._selection.refuse_due(row.key, row.done_at, row.state, row.task, row.queue)
         return [_Found(row.tableoid, row.place, row.key, row.done_at) for row in rows]
 
     def _put_back(self, found: list[_Found]) -> PutBack:

@@ -1,13 +1,15 @@
 -- Putting archived results back among the live ones.
 
 -- name: find_meant
--- The next archived results that are meant, the newest first, and whether the live table lacks a column that one needs.
+-- The next archived results that are meant, the newest first, whether the live table lacks a column that one needs, and
+-- what retention rules ask for.
 SELECT
     tableoid,
     ctid::text AS place,
     /* key */ task_id AS key,
     done_at,
-    /* drifted */ (false) AS drifted
+    /* drifted */ (false) AS drifted,
+    /* asked */ status AS state, name AS task, queue AS queue /* end */
 FROM /* archive */ celery_taskmeta_archive
 WHERE /* meant */ (done_at >= :since) AND (done_at, /* key */ task_id) < (:below, :before)
 ORDER BY done_at DESC, /* key */ task_id DESC
