@@ -240,6 +240,26 @@ def test_columns_that_celery_added_and_that_somebody_added(source: TableStore, d
     assert sorted(str(row.get("cost; in €")) for row in destination.rows()) == ["12.500"] * 10 + ["None"] * 10
 
 
+def test_a_result_without_an_id_is_archived_and_stays_there(source: TableStore, destination: Destination) -> None:
+    """Celery never writes one, and its tables allow it."""
+    fill_celery_table(source.url, 100)
+    source.execute(f"UPDATE {LIVE} SET task_id = NULL WHERE id IN (3, 4, 90)")
+    copied(source, destination)
+    source.execute(f"UPDATE {LIVE} SET date_done = now() WHERE id = 4")
+    run(source, destination)
+    assert {4, 90} <= set(source.ids())
+    assert sorted(source.ids() + destination.ids()) == list(range(1, 101))
+    assert source.ids() == source.young()
+    source.execute(f"DELETE FROM {LIVE}")
+    restore = Restore.of(
+        Archive.model_validate({"older_than": "7d"}).sent_to(destination.store, SOURCE), Selection(since=LONG_AGO)
+    )
+    with source.opened() as backend:
+        drive(restore.run(backend, datetime.now(UTC), FixedPace(100)))
+    assert destination.ids() == [3]
+    assert len(source.ids()) == len(restore.restored) == 48
+
+
 def test_a_table_that_changes_what_it_is_given_is_found_out(source: TableStore, postgres18_server: Postgres) -> None:
     name = postgres18_server.create_database()
     destination = Tables(postgres18_server.celery_url(name))

@@ -76,7 +76,7 @@ def insert_rows(connection: Connection, kept: Kept, batch: Batch) -> None:
 def read_rows(connection: Connection, kept: Kept, keys: list[Any], ends: tuple[datetime, datetime]) -> list[Row]:
     """What it has of these ids, finished between these two moments; the mark of each is its place."""
     connection.execute(load("postgres", "session", "prefer_indexes"))
-    values = {"keys": keys, "first": ends[0], "last": ends[1]}
+    values = {"keys": keys, "nameless": None in keys, "first": ends[0], "last": ends[1]}
     found = connection.execute(load("postgres", "store", "read_rows", slots_of(kept)), values)
     width = len(kept.shape.columns)
     return [row_from(row, width) for row in found]
@@ -104,7 +104,7 @@ def take_out(connection: Connection, kept: Kept, gone: Batch) -> None:
     first, last = ends_of(gone)
     connection.execute(
         load("postgres", "store", "take_out", slots_of(kept)),
-        {"keys": keys, "tables": tables, "places": places, "first": first, "last": last},
+        {"keys": keys, "nameless": None in keys, "tables": tables, "places": places, "first": first, "last": last},
     )
 
 

@@ -65,16 +65,20 @@ ORDER BY begun_at, batch;
 SELECT first_done_at, last_done_at FROM /* journal */ backendops_moves WHERE archive = :archive;
 
 -- name: read_rows
--- What the archive has of these ids, within the time that the batch covers: few partitions, by the index on the id.
+-- What the archive has of these ids, within the time that the batch covers: few partitions, by the index on the id. Rows
+-- without an id, which Celery never writes, are looked for only where one of them is meant: no index has them.
 SELECT /* columns */ id, task_id /* end */, done_at, tableoid::text || ' ' || ctid::text
 FROM /* archive */ celery_taskmeta_archive
-WHERE /* key */ task_id = ANY (CAST(:keys AS text[])) AND done_at >= :first AND done_at <= :last;
+WHERE (/* key */ task_id = ANY (CAST(:keys AS text[])) OR (/* key */ task_id IS NULL AND CAST(:nameless AS boolean)))
+  AND done_at >= :first AND done_at <= :last;
 
 -- name: take_out
 -- Each row by its place, which the same transaction has just read.
 DELETE FROM /* archive */ celery_taskmeta_archive AS archive
 USING unnest(CAST(:keys AS text[]), CAST(:tables AS oid[]), CAST(:places AS tid[])) AS gone (key, part, place)
-WHERE archive./* key */ task_id = gone.key AND archive.done_at >= :first AND archive.done_at <= :last
+WHERE (archive./* key */ task_id = gone.key
+       OR (archive./* key */ task_id IS NULL AND gone.key IS NULL AND CAST(:nameless AS boolean)))
+  AND archive.done_at >= :first AND archive.done_at <= :last
   AND archive.tableoid = gone.part AND archive.ctid = gone.place;
 
 -- name: count_readable
