@@ -260,3 +260,19 @@ def test_verify_says_nothing_of_an_archive_that_it_could_not_read(tmp_path: Path
     ended = command.run("archive", "verify")
     assert ended.returncode == 3
     assert ended.stdout == "archive on results: not read to the end: 0 rows in 0 parts before that\n"
+
+
+def test_verify_of_an_archive_that_is_not_there_is_1(command: Installed, results: str, tmp_path: Path) -> None:
+    (tmp_path / "another").mkdir()
+    for where in ("table: 'mistyped_{table}'", "to: {files: another}"):
+        mistaken = InProcess.with_policy(
+            tmp_path,
+            f"backends: {{results: {{url: '{results}'}}}}\njobs: {{archive: {{older_than: 7d, {where}}}}}",
+        )
+        ended = mistaken.run("archive", "verify")
+        assert ended.returncode == 1
+        assert "there is no such archive: the job has not run yet, or it names another" in ended.stderr
+        assert "all as they were written" not in ended.stdout
+        # Made, and nothing in it: that is an archive.
+        assert mistaken.run("run-once", "archive").returncode == 0
+        assert mistaken.run("archive", "verify").returncode == 0

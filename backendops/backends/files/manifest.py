@@ -193,10 +193,11 @@ def manifests(directory: Path, tables: Collection[str] | None = None) -> Iterato
 
 def periods(directory: Path) -> list[Path]:
     """Every directory of a period, in order; raises BackendError where one cannot be looked into."""
-    return [period for table in _directories(directory) for period in _directories(table)]
+    return [period for table in directories(directory) for period in directories(table)]
 
 
-def _directories(path: Path) -> list[Path]:
+def directories(path: Path) -> list[Path]:
+    """Those below another that are the archive's: of its tables, or of the periods of one."""
     with disk_errors(path):
         there = [each for each in os.scandir(path) if not each.name.startswith(".") and each.name != _NOT_OURS]
         return sorted(Path(each.path) for each in there if each.is_dir())

@@ -22,7 +22,7 @@ from backendops.backends.files.disk import (
     make_directory,
     sync_directory,
 )
-from backendops.backends.files.manifest import Lines, Manifest, Part, as_lines, load, manifests, numbers_of, periods
+from backendops.backends.files.manifest import Lines, Manifest, Part, as_lines, directories, load, manifests, numbers_of
 from backendops.backends.files.parts import read_rows, write_part
 from backendops.backends.files.rows import DONE_AT, FORMATS, Format
 from backendops.backends.postgres.periods import next_period, period_start
@@ -184,8 +184,14 @@ class FileStore(ArchiveStore):
         return Copy(copy.batch.only(positions), place, restoring=True)
 
     def check(self) -> Iterator[Checked]:
-        for directory in periods(self.path):
-            yield from check_period(directory, self.path)
+        for table in directories(self.path):
+            is_empty = True
+            for directory in directories(table):
+                for checked in check_period(directory, self.path):
+                    is_empty = False
+                    yield checked
+            if is_empty:
+                yield Checked(table.name, 0)
 
     def _manifests(self) -> Iterator[tuple[Path, Manifest]]:
         for directory, manifest in manifests(self.path):
