@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from backendops.contracts.retention import Rule
 from backendops.contracts.units import Forever, Keep
 
+_SET: Final = re.compile(r"\[!?(\]?[^\]]*)\]")
+_RANGE: Final = re.compile(r"(.)-(.)(-.)?", re.DOTALL)
+
+
+def _is_pattern(text: str) -> str:
+    """Refused here is what a server would refuse in the middle of a run, or take for something else."""
+    for inside in _SET.findall(text):
+        for first, last, more in _RANGE.findall(inside):
+            if first > last:
+                raise ValueError(f"[{inside}] has no character from {first!r} to {last!r}: write [{last}-{first}]")
+            if more:
+                raise ValueError(f"[{inside}] has a - just after a range: put it first in the set")
+    return text
+
+
 # The lengths of Celery's own columns (celery/backends/database/models.py).
 State = Annotated[str, StringConstraints(min_length=1, max_length=50)]
-Pattern = Annotated[str, StringConstraints(min_length=1, max_length=155)]
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=155), AfterValidator(_is_pattern)]
 
 
 def cutoff(now: datetime, keep: Keep) -> datetime | None:

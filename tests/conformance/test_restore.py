@@ -15,7 +15,7 @@ import pytest
 from backendops.backends.postgres import PostgresBackend
 from backendops.contracts.archive import CanTakeBack, Removal, Selection
 from backendops.contracts.capabilities import ArchivePlan, KeptFor
-from backendops.contracts.errors import BackendRefused
+from backendops.contracts.errors import BackendError, BackendRefused
 from backendops.contracts.retention import Retention, Rule
 from backendops.contracts.run import Limits, Step
 from backendops.engine.pacing import TimedPace
@@ -398,6 +398,20 @@ def test_rows_that_are_slow_come_back_in_batches_as_small_as_it_takes(place: Pla
         drive(job.run(backend, datetime.now(UTC), TimedPace(first=320)))
     assert len(job.restored) == 60
     assert place.rows() == []
+
+
+@pytest.mark.parametrize("place", ["here"], indirect=True)
+@pytest.mark.parametrize(
+    ("ours", "way_out"), [("CHECK (worker = 'nobody')", "DROP CONSTRAINT"), ("UNIQUE (status)", "not Celery's")]
+)
+def test_a_constraint_of_somebody_elses_is_told_with_the_way_out(place: Place, ours: str, way_out: str) -> None:
+    fill_celery_table(place.source.url, 20, due=1)
+    place.archive()
+    place.source.execute(f"ALTER TABLE {LIVE} ADD CONSTRAINT ours {ours}")
+    with pytest.raises(BackendError, match="ours") as told:
+        place.restore()
+    assert way_out in told.value.hint
+    assert len(place.rows()) == 20
 
 
 class WatchedPace(FixedPace):

@@ -271,6 +271,14 @@ JOBS = {
         HEAD + "  expire: {keep: 3d, rules: [§{keep: 9d}]}\n",
         "'rules.0': a rule says which results it is about: task, queue or state",
     ),
+    "rule's range backwards": (
+        HEAD + "  expire: {keep: 3d, rules: [{task: §'report.[z-a]*', keep: 9d}]}\n",
+        "'rules.0.task': [z-a] has no character from 'z' to 'a': write [a-z]",
+    ),
+    "rule's range that goes on": (
+        HEAD + "  expire: {keep: 3d, rules: [{queue: §'[a-c-e]', keep: 9d}]}\n",
+        "'rules.0.queue': [a-c-e] has a - just after a range: put it first in the set",
+    ),
     "rule's slip": (
         HEAD + "  expire: {keep: 3d, rules: [{§taks: x, keep: 9d}]}\n",
         "unknown key 'taks' in rules.0 of job 'expire', did you mean 'task'?",

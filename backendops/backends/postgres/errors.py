@@ -37,6 +37,10 @@ _DAMAGED: Final = (
     "backup; pg_amcheck says what else is"
 )
 _WAYS_OUT: Final = {
+    UNIQUE_VIOLATION: "another row has the same value, under the index or constraint that it names: drop it where it "
+    "is not Celery's, or move that row away; nothing of this step was changed",
+    CHECK_VIOLATION: "drop the constraint that it names (ALTER TABLE … DROP CONSTRAINT …), as it refuses what Celery "
+    "stored; where a partition is missing, run the partition job; nothing of this step was changed",
     "53100": "make room on the server's disk; nothing of this step was changed, and the next run goes on from there",
     "53200": "give the server more memory, or lower batch_size; nothing of this step was changed",
     "XX001": _DAMAGED,
