@@ -417,11 +417,11 @@ def test_missing_privileges_name_the_grant(source: TableStore, postgres18_server
     name = postgres18_server.create_database()
     destination = Tables(postgres18_server.celery_url(name))
     fill_celery_table(source.url, 20)
-    poor = Tables(other_role(destination.tables.url, "archivist"))
+    poor = Tables(other_role(destination.tables.url, "archiver"))
     with pytest.raises(BackendRefused) as refusal:
         run(source, poor)
     assert "GRANT" in refusal.value.hint
     assert "CREATE" in refusal.value.hint
-    destination.tables.execute("GRANT USAGE, CREATE ON SCHEMA public TO archivist")
+    destination.tables.execute("GRANT USAGE, CREATE ON SCHEMA public TO archiver")
     assert run(source, poor) == 10
     postgres18_server.drop_database(name)
