@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from backendops.backends.postgres import PostgresBackend, bloat
 from backendops.backends.postgres import vacuum as vacuum_module
 from backendops.contracts.capabilities import CanVacuum, VacuumPlan
-from backendops.contracts.errors import BackendBusy, BackendRefused
+from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits, Step
 from backendops.engine.pacing import TimedPace
@@ -227,14 +228,6 @@ def test_a_vacuum_is_ended_by_an_interrupt(slow: str) -> None:
     assert "asked to end" in str(failed[0])
 
 
-def test_a_timeout_of_the_servers_own_is_explained(slow: str) -> None:
-    database = sql(slow, "SELECT current_database()")[0][0]
-    sql(slow, f"ALTER DATABASE {database} SET statement_timeout = 300")
-    with pytest.raises(BackendBusy, match="was cancelled by the server") as caught:
-        vacuum(slow, plan())
-    assert "ALTER ROLE" in caught.value.hint
-
-
 def test_a_table_is_rewritten_only_in_the_window_and_where_it_is_worth_it(
     emptied: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,3 +294,32 @@ def test_partitions_of_a_live_table_count_as_one(postgres18_url: str) -> None:
     assert values == {LIVE: 1000, "celery_tasksetmeta": 0}
     done = whats(vacuum(postgres18_url, plan()))
     assert {what.partition(" in ")[0] for what in done} >= {f'vacuumed "public"."{LIVE}_{n}"' for n in (1, 2)}
+
+
+def test_a_rewrite_does_not_begin_when_its_window_has_closed(emptied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bloat, "WORTH_BYTES", 64 * 1024)
+    vacuum(emptied, plan())
+    file = f"SELECT pg_relation_filenode('{LIVE}')"
+    before, now = sql(emptied, file), datetime.now(UTC)
+    # The run began inside its window, and vacuumed until after its end.
+    late = replace(plan(full=True), now=now - timedelta(hours=1), full_until=now - timedelta(minutes=30))
+    assert whats(vacuum(emptied, late)) == [
+        f"""did not begin the vacuum full of "public"."{LIVE}": its window is over"""
+    ]
+    assert sql(emptied, file) == before
+    in_time = replace(late, full_until=now + timedelta(minutes=30))
+    assert [what.partition(":")[0] for what in whats(vacuum(emptied, in_time))] == [f'rewrote "public"."{LIVE}"']
+
+
+@pytest.mark.parametrize(
+    ("setting", "needed"), [("statement_timeout", 14), ("transaction_timeout", 17)], ids=["statement", "transaction"]
+)
+def test_a_limit_of_the_roles_is_named(slow: str, setting: str, needed: int) -> None:
+    if int(sql(slow, "SHOW server_version_num")[0][0]) < needed * 10_000:
+        pytest.skip(f"PostgreSQL has {setting} since {needed}")
+    database = sql(slow, "SELECT current_database()")[0][0]
+    sql(slow, f"ALTER DATABASE {database} SET {setting} = 300")
+    with pytest.raises(BackendError) as caught:
+        vacuum(slow, plan())
+    assert not isinstance(caught.value, BackendUnreachable)
+    assert f"SET {setting} = 0" in caught.value.hint

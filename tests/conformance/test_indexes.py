@@ -15,7 +15,7 @@ import pytest
 from backendops.backends.postgres import bloat, index_work
 from backendops.backends.postgres.freeze import Frozen
 from backendops.contracts.capabilities import IndexPlan
-from backendops.contracts.errors import BackendRefused
+from backendops.contracts.errors import BackendBusy, BackendRefused
 from backendops.contracts.readings import Finding
 from backendops.contracts.run import Limits, Step
 from backendops.engine.pacing import TimedPace
@@ -305,6 +305,40 @@ def test_a_rebuild_ends_with_the_window_and_leaves_nothing(bloated: str) -> None
         assert "; what it left is dropped; " in said
     assert sorted(indexes_of(bloated)) == sorted([INDEX, f"{LIVE}_pkey", f"{LIVE}_task_id_key"])
     assert all(indexes_of(bloated).values())
+
+
+def test_a_rebuild_does_not_begin_when_its_window_has_closed(bloated: str) -> None:
+    files = f"SELECT array_agg(pg_relation_filenode(indexrelid)) FROM pg_index WHERE indrelid = '{LIVE}'::regclass"
+    before = sql(bloated, files)
+    late = replace(plan(dead_rows=10**9), now=datetime.now(UTC) - timedelta(hours=1))
+    late = replace(late, indexes=rebuilding(timedelta(minutes=-30)))
+    with opened(bloated) as backend:
+        (said, *_) = whats(list(backend.vacuum(late, TimedPace())))
+    assert said.startswith("did not begin the rebuild of ")
+    assert "its window is over" in said
+    assert sql(bloated, files) == before
+
+
+def test_what_somebody_did_meanwhile_is_looked_at_again(bloated: str) -> None:
+    wanted = replace(plan(dead_rows=10**9), indexes=rebuilding(timedelta(minutes=5)))
+    with opened(bloated) as backend:
+        survey = backend._survey_tables(wanted, Frozen(backend.watermarks))
+        state = backend.index_state(survey.found.tables, survey.tables, wanted.indexes)
+        sql(bloated, f"DROP INDEX {INDEX}")
+        with in_transaction(bloated, f"LOCK TABLE {LIVE} IN SHARE UPDATE EXCLUSIVE MODE"):
+            steps = list(backend.mend_indexes(state, wanted.indexes, float("inf")))
+    assert f'did not rebuild "public"."{INDEX}": it was dropped meanwhile' in whats(steps)
+    busy = [what for what in whats(steps) if f'another session works on "public"."{LIVE}" now' in what]
+    assert len(busy) == len(whats(steps)) - 1
+
+
+def test_a_lock_timeout_of_the_roles_is_named(upgraded: str) -> None:
+    database = sql(upgraded, "SELECT current_database()")[0][0]
+    sql(upgraded, f"ALTER DATABASE {database} SET lock_timeout = 300")
+    with in_transaction(upgraded, OLD_SNAPSHOT), pytest.raises(BackendBusy) as caught:
+        run(upgraded, CREATE)
+    assert "SET lock_timeout = 0" in caught.value.hint
+    assert all(indexes_of(upgraded).values())
 
 
 def test_a_role_that_may_not_rebuild_or_drop_is_told_so(bloated: str, postgres_server: Postgres) -> None:

@@ -158,3 +158,45 @@ def test_a_session_that_may_not_be_seen_is_said_to_be_hidden(url: str) -> None:
     finally:
         sql(url, "REASSIGN OWNED BY short_sighted TO postgres", "REVOKE pg_read_all_stats FROM short_sighted")
         sql(url, "DROP OWNED BY short_sighted")
+
+
+def test_who_began_after_the_rows_had_gone_is_not_blamed(url: str) -> None:
+    sql(url, "CREATE TABLE other (x int)")
+    with in_transaction(
+        url, f"BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM {LIVE} LIMIT 1", application_name="forgotten"
+    ):
+        sql(url, f"DELETE FROM {LIVE} WHERE id % 2 = 0", "INSERT INTO other VALUES (1)")
+        with in_transaction(
+            url, f"BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM {LIVE} LIMIT 1", application_name="too late"
+        ):
+            (finding,) = [one for step in vacuum(url, plan()) for one in step.findings]
+            assert "session forgotten" in finding.sentence
+            assert "that began later" not in finding.sentence
+
+
+def test_an_autovacuum_that_analyzes_is_named_too(servers: Servers) -> None:
+    settings = {**POSTGRES_SETTINGS, "autovacuum": "on", "autovacuum_naptime": "1s"}
+    started = embedded.start_postgres(servers.directory / "autovacuum", settings=settings)
+    try:
+        server = Postgres(started, 18)
+        url = server.celery_url(server.create_database())
+        fill_celery_table(url, 1000)
+        # A page of the table, and then the longest rest there is.
+        slow = "autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1, autovacuum_analyze_threshold = 1"
+        sql(
+            url,
+            f"ALTER TABLE {LIVE} SET (autovacuum_enabled = off)",
+            f"CREATE TABLE slow (x text) WITH ({slow}, autovacuum_vacuum_insert_threshold = -1)",
+            "INSERT INTO slow SELECT repeat('x', 1000) FROM generate_series(1, 4000)",
+        )
+        analyzes = (
+            "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'autovacuum worker' AND backend_xmin IS NOT NULL "
+            "AND pid IN (SELECT pid FROM pg_stat_progress_analyze)"
+        )
+        until(lambda: bool(sql(url, analyzes)), "autovacuum analyzes")
+        finding = finding_of(url)
+        assert "autovacuum worker (pid " in finding.sentence
+        assert "let it end" in finding.fix
+        assert "pg_terminate_backend" not in finding.fix
+    finally:
+        started.stop()

@@ -41,6 +41,8 @@ class Holder:
             return f"where nothing will read it any more: SELECT pg_drop_replication_slot('{name}');"
         if self.kind in ("replication slot", "replica"):
             return "a query on that replica (hot_standby_feedback is on there): end it there"
+        if self.kind == "autovacuum":
+            return "let it end: it analyzes a table, and ends by itself"
         return (
             f"let it end; or, if it is forgotten, SELECT pg_terminate_backend({self.pid}); "
             "idle_in_transaction_session_timeout ends such sessions by itself"
@@ -76,9 +78,15 @@ class Holders:
         return "; ".join([*ways, "backendops ends nobody's session"])
 
 
-def list_holders(connection: Connection) -> Holders:
-    """Who holds back dead rows of this database's tables now."""
-    rows = connection.execute(load("postgres", "holdback", "list_holders")).mappings()
+def next_transaction(connection: Connection) -> str:
+    """All that is removed by now was removed by a transaction older than this one."""
+    return str(connection.execute(load("postgres", "holdback", "next_transaction")).scalar_one())
+
+
+def list_holders(connection: Connection, before: str | None = None) -> Holders:
+    """Who holds back dead rows of this database's tables; of rows that were removed before that transaction, or now."""
+    values = {"before": before or next_transaction(connection)}
+    rows = connection.execute(load("postgres", "holdback", "list_holders"), values).mappings()
     found = tuple(Holder(**row) for row in rows)
     return Holders(found, bool(connection.execute(load("postgres", "holdback", "sees_all")).scalar_one()))
 

@@ -27,8 +27,8 @@ from backendops.backends.postgres.index_work import (
     size_of_new,
 )
 from backendops.backends.postgres.tables import LiveTable, quoted
-from backendops.backends.postgres.vacuum_session import Ended, LongStatements, not_after
-from backendops.backends.postgres.vacuum_work import Table
+from backendops.backends.postgres.vacuum_session import Ended, LongStatements, WindowClosed
+from backendops.backends.postgres.vacuum_work import Table, list_tables
 from backendops.backends.sql_files import literal, load
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import IndexPlan
@@ -105,23 +105,28 @@ class IndexesOnPostgres(LongStatements):
             self.send(_drop(renamed), f"drop of {index.sql_name}", deadline)
             yield Step(what=f"dropped the invalid index {index.sql_name} ({format_bytes(index.bytes)})")
 
-    def mend_indexes(
-        self, state: IndexState, tables: Sequence[Table], plan: IndexPlan, now: datetime, deadline: float
-    ) -> Steps:
+    def mend_indexes(self, state: IndexState, plan: IndexPlan, deadline: float) -> Steps:
         """Create what is missing, and inside the window rebuild what is bloated."""
         for table in state.work.create:
-            parts = [one for one in tables if one.root == table.oid and not one.is_parent]
-            if busy := next((one for one in parts if one.busy_pid), None):
+            # As it is now: it may have been looked at hours ago. A build that queues for its lock makes an autovacuum
+            # on the table give up.
+            with self.transaction() as connection:
+                parts = [one for one in list_tables(connection, [table.oid]) if not one.is_parent]
+            if not parts:
+                yield Step(what=f"did not index {table.sql_name}: it was dropped meanwhile")
+            elif busy := next((one for one in parts if one.busy_pid), None):
                 yield Step(what=f"did not index {table.sql_name}: pid {busy.busy_pid} works on {busy.sql_name} now")
             elif table.partitioned:
                 yield from self._create_index_by_partition(table, parts, deadline)
+            elif self._index_of(parts[0]) is not None:
+                yield Step(what=f"did not index {table.sql_name}: it has an index on {COLUMN} by now")
             else:
                 yield self._create_index(table.schema, table.name, table.oid, deadline)
-        for index, bloat in state.work.rebuild:
-            if index.is_busy:
-                yield Step(what=f"did not rebuild {index.sql_name}: another session works on {index.on_table} now")
-            else:
-                yield self._rebuild_index(index, bloat, not_after(deadline, plan.rebuild_until, now))
+        try:
+            for index, bloat in state.work.rebuild:
+                yield self._rebuild_index(index, bloat, deadline, plan.rebuild_until)
+        except WindowClosed as closed:
+            yield Step(what=str(closed))
 
     def _create_index(self, schema: str, table: str, oid: int, deadline: float) -> Step:
         where, began = f"{quoted(schema)}.{quoted(table)}", monotonic()
@@ -154,10 +159,15 @@ class IndexesOnPostgres(LongStatements):
             whole = [one for one in list_indexes(connection, [part.oid]) if one.is_valid and one.only_column == COLUMN]
         return max(whole, key=lambda one: one.is_attached, default=None)
 
-    def _rebuild_index(self, index: Index, bloat: Bloat, deadline: float) -> Step:
-        began = monotonic()
+    def _rebuild_index(self, index: Index, bloat: Bloat, deadline: float, until: datetime | None) -> Step:
+        now, began = self._index_again(index), monotonic()
+        if now is None:
+            return Step(what=f"did not rebuild {index.sql_name}: it was dropped meanwhile")
+        if now.is_busy:
+            # A build that queues for its lock makes an autovacuum on the table give up.
+            return Step(what=f"did not rebuild {index.sql_name}: another session works on {index.on_table} now")
         statement = load("postgres", "indexes", "rebuild", {"index": index.slot})
-        self._build_index(statement, f"rebuild of {index.sql_name}", index.table_oid, deadline)
+        self._build_index(statement, f"rebuild of {index.sql_name}", index.table_oid, deadline, until)
         with self.transaction() as connection:
             after = next((o for o in list_indexes(connection, [index.table_oid]) if o.name == index.name), index)
         return Step(
@@ -165,14 +175,22 @@ class IndexesOnPostgres(LongStatements):
             f"{format_bytes(index.bytes)} → {format_bytes(after.bytes)} ({bloat})"
         )
 
-    def _build_index(self, statement: TextClause, what: str, table_oid: int, deadline: float) -> None:
+    def _index_again(self, index: Index) -> Index | None:
+        """As it is now, hours of vacuuming after it was looked at; None where it is gone, or another one."""
+        with self.transaction() as connection:
+            found = (one for one in list_indexes(connection, [index.table_oid]) if one.oid == index.oid)
+            return next((one for one in found if one.sql_name == index.sql_name), None)
+
+    def _build_index(
+        self, statement: TextClause, what: str, table_oid: int, deadline: float, until: datetime | None = None
+    ) -> None:
         """Send it; where it does not end well, what it left is dropped before anything else happens."""
         with self.transaction() as connection:
             before = frozenset(one.oid for one in list_indexes(connection, [table_oid]) if not one.is_valid)
         try:
-            self.send(statement, what, deadline)
+            self.send(statement, what, deadline, until)
         except Ended as ended:
-            raise Ended(f"{ended}; {self._clean_up_after_build(table_oid, before)}") from ended
+            raise type(ended)(f"{ended}; {self._clean_up_after_build(table_oid, before)}") from ended
         except BackendError:
             self._clean_up_after_build(table_oid, before)
             raise

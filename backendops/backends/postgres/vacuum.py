@@ -13,11 +13,11 @@ from sqlalchemy import Connection
 from backendops.backends.postgres import bloat as bloating
 from backendops.backends.postgres.bloat import UNKNOWN, Bloat, Meter
 from backendops.backends.postgres.freeze import Frozen, is_past, list_retired
-from backendops.backends.postgres.holdback import held_back, list_holders, not_frozen, not_permitted
+from backendops.backends.postgres.holdback import held_back, list_holders, next_transaction, not_frozen, not_permitted
 from backendops.backends.postgres.indexes import IndexesOnPostgres
 from backendops.backends.postgres.tables import FoundTables, find_tables
 from backendops.backends.postgres.vacuum_due import Due, decide, wants_vacuum
-from backendops.backends.postgres.vacuum_session import Ended, not_after
+from backendops.backends.postgres.vacuum_session import Ended, WindowClosed
 from backendops.backends.postgres.vacuum_work import Table, list_archives, list_tables
 from backendops.backends.sql_files import fill, load, statements
 from backendops.contracts import metrics
@@ -66,7 +66,7 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
         said += indexes.said
         with self.transaction(read_only=True) as connection:
             holder = str(list_holders(connection)) if any(one.statement != "analyze" for one in survey.due) else ""
-        held = f"; {holder} is the oldest that holds dead rows back" if holder else ""
+        held = f"; {holder} may hold dead rows back" if holder else ""
         return Preview(
             f"would {', '.join(said)}{held}" if said else "no table needs a vacuum, every table's statistics are fresh",
             rows=sum(one.table.dead for one in survey.due if one.statement != "analyze"),
@@ -136,21 +136,25 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
             if due.table.may_vacuum:
                 yield self._vacuum_one(due, plan, frozen, deadline)
         if plan.full:
-            until = not_after(deadline, plan.full_until, plan.now)
-            yield from self._rewrite_tables(self._survey_tables(plan, frozen, known=survey), plan, until)
+            try:
+                yield from self._rewrite_tables(self._survey_tables(plan, frozen, known=survey), plan, deadline)
+            except WindowClosed as closed:
+                yield Step(what=str(closed))
         if plan.full:
             # A rewrite has made every index of its table anew.
             indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
-        yield from self.mend_indexes(indexes, survey.tables, plan.indexes, plan.now, deadline)
+        yield from self.mend_indexes(indexes, plan.indexes, deadline)
 
     def _vacuum_one(self, due: Due, plan: VacuumPlan, frozen: Frozen, deadline: float) -> Step:
         """Vacuum, freeze or analyze one table."""
         table, before = due.table, monotonic()
+        with self.transaction() as connection:
+            removed_before = next_transaction(connection)
         self.send(load("postgres", "vacuum", due.statement, table.slots), _named(due.statement, table), deadline)
         took = format_seconds(monotonic() - before)
         after = self._after(table)
         with self.transaction() as connection:
-            holders = list_holders(connection)
+            holders = list_holders(connection, removed_before)
         if after is None:
             return Step(what=f"{table.sql_name} was dropped meanwhile")
         if _untouched(table, after):
@@ -190,9 +194,8 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
             for attempt in range(FULL_TRIES):
                 if attempt:
                     self.rest(random.uniform(0.05, 0.15))  # noqa: S311 - no secret depends on it
-                self.send(
-                    load("postgres", "vacuum", "vacuum_full", table.slots), _named("vacuum_full", table), deadline
-                )
+                statement, what = load("postgres", "vacuum", "vacuum_full", table.slots), _named("vacuum_full", table)
+                self.send(statement, what, deadline, plan.full_until)
                 with self.transaction() as connection:
                     after = _again(connection, table) or table
                 if after.file != table.file:
