@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import timedelta
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection
@@ -19,16 +20,23 @@ DDL_TRIES: Final = 5
 T = TypeVar("T")
 
 
-def with_ddl(session: PostgresSession, work: Callable[[Connection], T]) -> T:
-    """Run DDL in a transaction of its own under lock_timeout, again where a lock or another process was in the way."""
-    for attempt in range(1, DDL_TRIES + 1):
+def with_ddl(
+    session: PostgresSession,
+    work: Callable[[Connection], T],
+    patience: Sequence[timedelta | None] = (None,) * DDL_TRIES,
+) -> T:
+    """Run DDL in a transaction of its own under lock_timeout, again where a lock or another process was in the way.
+
+    `patience` has a lock_timeout for each try, None for the run's own.
+    """
+    for attempt, lock_timeout in enumerate(patience, 1):
         try:
-            with session.transaction() as connection:
+            with session.transaction(lock_timeout=lock_timeout) as connection:
                 return work(connection)
         except BackendError as error:
             code = code_of(error)
             busy = isinstance(error, BackendBusy) and code in (LOCK_NOT_AVAILABLE, DEADLOCK)
-            if attempt == DDL_TRIES or not (busy or code in MADE_MEANWHILE):
+            if attempt == len(patience) or not (busy or code in MADE_MEANWHILE):
                 raise
         # Uneven rests, so that two processes do not meet again in step.
         session.rest(random.uniform(0.1, 0.5) * attempt)  # noqa: S311 - no secret depends on it

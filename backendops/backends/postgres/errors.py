@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
-from urllib.parse import unquote
 
 import psycopg2
 from sqlalchemy.exc import DBAPIError
 
+from backendops.backends.postgres.login import no_session, role_in
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
 
 LOCK_NOT_AVAILABLE: Final = "55P03"
@@ -29,7 +29,6 @@ _BUSY: Final = {
     DEADLOCK: "a deadlock with another session was broken in its favour",
     SERIALIZATION: "another session changed the same rows at the same moment",
     STATEMENT_TIMEOUT: "a statement was cancelled: it took longer than statement_timeout, or was asked to end",
-    "53300": "every connection of the server is taken",
     "55006": "an object is in use by another session",
 }
 _DAMAGED: Final = (
@@ -47,46 +46,6 @@ _WAYS_OUT: Final = {
     "XX002": "REINDEX the index that it names; nothing of this step was changed",
 }
 _LOST: Final = {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
-# Before a session is there the driver has no code to give, only the server's words or libpq's. A TLS connection that
-# breaks says SSL too; of the others the first that fits has the way out.
-_LOST_AT_LOGIN: Final = re.compile(r"SSL SYSCALL error|closed (the connection )?unexpectedly|timeout expired")
-_LOGIN_REFUSED: Final = tuple(
-    (re.compile(pattern, re.IGNORECASE), way_out)
-    for pattern, way_out in (
-        (
-            r"group or world access|permissions should be",
-            "the file that sslkey of the URL names must be readable by its owner alone: chmod 0600",
-        ),
-        (
-            r"root certificate file|certificate verify failed",
-            "sslrootcert of the URL must name the certificate of the authority that signed the server's",
-        ),
-        (
-            r"does not match host name",
-            "the URL must name the server as its certificate does; `hostaddr=` in the URL says where it is",
-        ),
-        (
-            r"client certificate|certificate authentication failed|alert (unknown ca|certificate required|bad cert"
-            r"|decrypt error)",
-            "the server wants a certificate of this role's that it trusts: `sslcert=` and `sslkey=` in the URL",
-        ),
-        (
-            r"certificate file|private key file|could not load .*(certificate|key)",
-            "sslcert and sslkey of the URL must be files that backendops may read, and that belong to each other",
-        ),
-        (r"does not support SSL", "switch `ssl` on in the server, or choose another sslmode in the URL"),
-        (r"no encryption|SSL off", "the server takes this login over TLS only: `sslmode=verify-full` in the URL"),
-        (
-            r"unsupported startup parameter",
-            "take the options out of the URL: a pooler refuses them, and backendops needs none",
-        ),
-        (
-            r"authentication failed|no pg_hba\.conf entry|does not exist|no such database|not permitted to log in"
-            r"|no password supplied|certificate|SSL",
-            "check user, password, database name and TLS settings of the URL",
-        ),
-    )
-)
 
 
 @contextmanager
@@ -119,31 +78,12 @@ def translated(error: BaseException | None, where: str, lost: bool = False) -> B
     if code is None and said.startswith("invalid dsn"):
         return BackendRefused(f"{where}: {said}", "take the option out of the URL, or correct it")
     if code is None:
-        if way_out := _refused_at_login(str(error), where):
-            return BackendRefused(f"{where} refused to log in: {said}", way_out)
-        return BackendUnreachable(
-            f"{where} does not answer: {said}", "is the server running, and reachable from this host?"
-        )
+        return no_session(str(error), said, where)
     if code in _BUSY:
         return BackendBusy(f"{_BUSY[code]} ({said})", "try again later; nothing of this step was changed")
-    return _refused(code, said, _role(where)) or BackendError(
+    return _refused(code, said, role_in(where)) or BackendError(
         f"the server reported {code}: {said}", _WAYS_OUT.get(code, "")
     )
-
-
-def _refused_at_login(said: str, where: str) -> str:
-    """The way out of a login that was refused; empty where there is nobody to refuse it."""
-    if denied := re.search(r"permission denied for database (\".+\")", said):
-        return f"GRANT CONNECT ON DATABASE {denied[1]} TO {_role(where)};"
-    if _LOST_AT_LOGIN.search(said):
-        return ""
-    return next((way_out for pattern, way_out in _LOGIN_REFUSED if pattern.search(said)), "")
-
-
-def _role(where: str) -> str:
-    """Who we are, as SQL, by the URL; in plain words where it names nobody."""
-    user = re.match(r"[\w+]+://([^:@/]+)[:@][^/]*", where)
-    return f'"{unquote(user[1])}"' if user and "@" in user[0] else "backendops' role"
 
 
 def _refused(code: str, said: str, role: str) -> BackendRefused | None:
@@ -170,6 +110,10 @@ def _grant(said: str, role: str) -> str:
     if other := re.search(r"must be (?:able to SET ROLE|member of role) (\".+\")", said):
         # With GRANT ... WITH SET FALSE a member may use what the role owns, and not make anything that it is to own.
         return f"GRANT {other[1]} TO {role} WITH SET TRUE; (before PostgreSQL 16: without WITH SET TRUE)"
+    if owned := re.search(r"(?:must be owner of|permission denied for) index (.+)", said):
+        return f"GRANT the role that owns the table of {owned[1]} TO {role}"
+    if function := re.search(r"permission denied for function (.+)", said):
+        return f"GRANT EXECUTE ON FUNCTION {function[1]} TO {role};"
     match = re.search(r"permission denied for (\w+) (.+)|must be owner of (?:\w+ )?(.+)", said)
     if match is None:
         return f"GRANT {role} what it lacks"

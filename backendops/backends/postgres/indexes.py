@@ -22,10 +22,12 @@ from backendops.backends.postgres.index_work import (
     IndexWork,
     create_text,
     decide_indexes,
+    doomed_name,
     free_index_name,
     list_indexes,
     size_of_new,
 )
+from backendops.backends.postgres.live_lock import PATIENCE
 from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.backends.postgres.vacuum_session import Ended, LongStatements, WindowClosed
 from backendops.backends.postgres.vacuum_work import Table, list_tables
@@ -139,7 +141,9 @@ class IndexesOnPostgres(LongStatements):
 
     def _create_index_by_partition(self, table: LiveTable, parts: Sequence[Table], deadline: float) -> Steps:
         """The frame on the parent, then one index after the other; a later run goes on where this one ends."""
-        frame = with_ddl(self, lambda connection: _frame(connection, table))
+        # The frame stops every writer of the table for a moment, an attached index those of its partition, as long as
+        # their lock is waited for, too.
+        frame = with_ddl(self, lambda connection: _frame(connection, table), PATIENCE)
         for part in parts:
             if (found := self._index_of(part)) is None:
                 yield self._create_index(part.schema, part.name, part.oid, deadline)
@@ -151,12 +155,13 @@ class IndexesOnPostgres(LongStatements):
                     lambda connection, slots=slots: connection.execute(  # type: ignore[misc]
                         load("postgres", "indexes", "attach", slots)
                     ),
+                    PATIENCE,
                 )
         yield Step(what=f"{frame.sql_name} is whole: every partition of {table.sql_name} has its index")
 
     def _index_of(self, part: Table) -> Index | None:
         with self.transaction() as connection:
-            whole = [one for one in list_indexes(connection, [part.oid]) if one.is_valid and one.only_column == COLUMN]
+            whole = [one for one in list_indexes(connection, [part.oid]) if one.is_valid and one.is_plain]
         return max(whole, key=lambda one: one.is_attached, default=None)
 
     def _rebuild_index(self, index: Index, bloat: Bloat, deadline: float, until: datetime | None) -> Step:
@@ -210,6 +215,8 @@ class IndexesOnPostgres(LongStatements):
                     renamed = _rename(connection, index)
                 if renamed is not None:
                     _within(connection, _drop(renamed), CLEAN_UP_SECONDS)
+            if any(one.oid not in before and not one.is_valid and one.is_busy for one in found):
+                return "what it left stays until the next run: another session works on the table now"
             why = f"; {waited_for} may be what it waited for" if waited_for else ""
             return f"what it left is dropped{why}" if left else f"it left nothing behind{why}"
         return "what it left could not be dropped now, the next run does"
@@ -219,7 +226,7 @@ def _frame(connection: Connection, table: LiveTable) -> Index:
     """The parent's index that waits for those of the partitions; made where there is none."""
 
     def found() -> Index | None:
-        frames = (one for one in list_indexes(connection, [table.oid]) if one.is_parent and one.only_column == COLUMN)
+        frames = (one for one in list_indexes(connection, [table.oid]) if one.is_parent and one.is_plain)
         return next(frames, None)
 
     frame = found()
@@ -237,7 +244,7 @@ def _rename(connection: Connection, index: Index) -> str | None:
     connection.execute(load("postgres", "indexes", "lock_table", {"table": literal(index.on_table)}))
     if not connection.execute(load("postgres", "indexes", "is_invalid"), {"oid": index.oid}).scalar_one():
         return None
-    name = f"backendops_drop_{index.oid}"
+    name = doomed_name(index.oid)
     if index.name != name:
         slots = {"index": index.slot, "name": quoted(name)}
         connection.execute(load("postgres", "indexes", "rename", slots))

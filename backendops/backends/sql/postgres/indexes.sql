@@ -16,6 +16,9 @@ SELECT
     EXISTS (SELECT FROM pg_catalog.pg_constraint AS k WHERE k.conindid = i.indexrelid) AS is_constraint,
     am.amname AS method,
     CASE WHEN i.indnkeyatts = 1 AND i.indnatts = 1 AND i.indpred IS NULL THEN a.attname END AS only_column,
+    i.indnkeyatts = 1 AND i.indnatts = 1 AND i.indpred IS NULL AND a.attname = 'date_done'
+    AND am.amname = 'btree' AND NOT i.indisunique AND i.indoption[0] = 0
+    AND (SELECT o.opcdefault FROM pg_catalog.pg_opclass AS o WHERE o.oid = i.indclass[0]) AS is_plain,
     concat_ws(
         ' ', am.amname, i.indkey, i.indnkeyatts, i.indclass, i.indcollation, i.indoption,
         coalesce(pg_catalog.pg_get_expr(i.indexprs, i.indrelid), '-'),
