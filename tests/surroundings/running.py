@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
+from backendops.backends.files import FileStore
 from backendops.backends.postgres import PostgresBackend
 from backendops.contracts.archive import Selection
 from backendops.contracts.job import Job
@@ -114,12 +117,15 @@ def by_hand(url: str, job: Job) -> RunReport:
     return Runner(Ledger.in_memory()).run(pair, Trigger.COMMAND)
 
 
-def archive_far(url: str, destination: str, **keys: Any) -> RunReport:
-    """Archive into another database."""
+def archive_far(url: str, destination: str | Path, **keys: Any) -> RunReport:
+    """Archive into another database, or into files below a directory."""
     pair = _pair(url, "archive", None, keys)
     assert isinstance(pair.job, Archive)
-    keeper = PostgresBackend.model_validate({"url": destination})
-    job = pair.job.sent_to(keeper.archive_store(pair.job.plan), "results")
+    if isinstance(destination, Path):
+        job = pair.job.sent_to(FileStore(destination, "jsonl.gz", "month", ZoneInfo("UTC")), "results")
+    else:
+        keeper = PostgresBackend.model_validate({"url": destination})
+        job = pair.job.sent_to(keeper.archive_store(pair.job.plan), "results")
     return Runner(Ledger.in_memory()).run(Pair("archive", job, "results", pair.backend, None), Trigger.COMMAND)
 
 

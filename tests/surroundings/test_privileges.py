@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -206,3 +207,21 @@ def test_exactly_these_in_each_of_two_databases(servers: Servers) -> None:
         finally:
             server.drop_database("warehouse")
             server.execute("DROP ROLE IF EXISTS archivist")
+
+
+def test_exactly_these_to_archive_to_files(servers: Servers, tmp_path: Path) -> None:
+    server = servers.postgres("18")
+    ours = f"db+postgresql://backendops:change%20me@{server.host}:{server.port}/celery"
+    made, *common = statements("Every job")
+    own = statements("archive to files")
+    with celery_database(server) as results:
+        sql(results.url, made, *common, *own)
+        for privilege in (each for statement in (*common, *own) for each in privileges(statement)):
+            sql(results.url, privilege.take)
+            report = archive_far(ours, tmp_path)
+            assert report.outcome is Outcome.REFUSED, f"without {privilege.give}: {report}"
+            assert re.search(privilege.named, said(report) + " "), f"without {privilege.give}: {said(report)}"
+            sql(results.url, privilege.give)
+        report = archive_far(ours, tmp_path)
+        assert (report.outcome, report.error, report.rows) == (Outcome.COMPLETED, "", 6)
+        assert "GRANT" not in said(report)
