@@ -15,7 +15,7 @@ from backendops.backends.postgres import vacuum as vacuum_module
 from backendops.contracts.capabilities import CanVacuum, VacuumPlan
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
 from backendops.contracts.retention import Retention
-from backendops.contracts.run import Limits, Step
+from backendops.contracts.run import Limits, NoWatermarks, Step
 from backendops.engine.pacing import TimedPace
 from backendops.jobs.archive import Archive
 from backendops.jobs.vacuum import Vacuum
@@ -323,3 +323,119 @@ def test_a_limit_of_the_roles_is_named(slow: str, setting: str, needed: int) -> 
         vacuum(slow, plan())
     assert not isinstance(caught.value, BackendUnreachable)
     assert f"SET {setting} = 0" in caught.value.hint
+
+
+def test_another_roles_archive_in_the_same_database_is_left_to_it(emptied: str) -> None:
+    ours = other_role(emptied, "tenant_a", "GRANT tenant_a TO CURRENT_USER")
+    theirs = other_role(emptied, "tenant_b", "CREATE SCHEMA tenant_b AUTHORIZATION tenant_b")
+    try:
+        sql(emptied, *(f"ALTER TABLE {table} OWNER TO tenant_a" for table in (LIVE, "celery_tasksetmeta")))
+        sql(
+            theirs,
+            "CREATE TABLE tenant_b.kept (id int, done_at timestamptz NOT NULL, archived_at timestamptz) "
+            "PARTITION BY RANGE (done_at)",
+            "CREATE TABLE tenant_b.kept_1 PARTITION OF tenant_b.kept FOR VALUES FROM ('2026-01-01') TO ('2027-01-01')",
+            "INSERT INTO tenant_b.kept SELECT n, '2026-02-02' FROM generate_series(1, 5000) AS n",
+            "DELETE FROM tenant_b.kept",
+        )
+        until(lambda: dead_rows(emptied, "tenant_b.kept_1") == 5000, "5,000 dead rows")
+        steps = vacuum(ours, plan())
+        assert [what.partition(" in ")[0] for what in whats(steps)] == [f'vacuumed "public"."{LIVE}"']
+        assert codes(steps) == ["vacuum.others"]
+        assert dead_rows(emptied, "tenant_b.kept_1") == 5000
+        with opened(ours) as backend:
+            assert "kept" not in backend.preview_vacuum(plan()).summary
+    finally:
+        sql(emptied, "REASSIGN OWNED BY tenant_a TO CURRENT_USER", "DROP OWNED BY tenant_a, tenant_b")
+
+
+def test_what_needs_longer_than_a_run_keeps_nobody_waiting_for_ever(postgres_url: str) -> None:
+    fill_celery_table(postgres_url, 3000, payload=500)
+    sql(
+        postgres_url,
+        f"DELETE FROM {LIVE} WHERE id % 2 = 0",
+        "INSERT INTO celery_tasksetmeta (id, taskset_id) SELECT n, n FROM generate_series(1, 200) AS n",
+        "DELETE FROM celery_tasksetmeta",
+    )
+    until(lambda: dead_rows(postgres_url) == 1500, "1,500 dead rows")
+    until(lambda: dead_rows(postgres_url, "celery_tasksetmeta") == 200, "200 dead rows")
+    database = sql(postgres_url, "SELECT current_database()")[0][0]
+    sql(
+        postgres_url,
+        f"ALTER DATABASE {database} SET vacuum_cost_delay = 10",
+        f"ALTER DATABASE {database} SET vacuum_cost_limit = 1",
+    )
+    remembered = NoWatermarks()
+
+    def once() -> list[Step]:
+        with PostgresBackend(url=postgres_url).open(Limits(budget=timedelta(seconds=2)), remembered) as backend:
+            return list(backend.vacuum(plan(), TimedPace()))
+
+    first = once()
+    assert whats(first) == [f"""ended the vacuum of "public"."{LIVE}": the run's time is over"""]
+    (finding,) = [one for step in first for one in step.findings]
+    assert finding.code == "vacuum.ended"
+    assert "raise time_budget" in finding.fix
+    assert dead_rows(postgres_url, "celery_tasksetmeta") == 200
+    second = once()
+    assert whats(second)[0].startswith('vacuumed "public"."celery_tasksetmeta"')
+    assert dead_rows(postgres_url, "celery_tasksetmeta") == 0
+    # It had what was left, and comes last again.
+    assert whats(second)[1] == whats(first)[0]
+    assert codes(second) == ["vacuum.ended"]
+    sql(postgres_url, f"ALTER DATABASE {database} RESET vacuum_cost_delay")
+    assert [what.partition(" in ")[0] for what in whats(once())] == [f'vacuumed "public"."{LIVE}"']
+    assert remembered.recall("vacuum.ended") == "{}"
+
+
+def test_an_empty_end_is_not_cut_off(emptied: str) -> None:
+    size = f"SELECT pg_relation_size('{LIVE}')"
+    before = sql(emptied, size)
+    sql(emptied, f"DELETE FROM {LIVE}")
+    assert "TRUNCATE FALSE" in " ".join(opened_preview(emptied))
+    vacuum(emptied, plan())
+    # It takes an exclusive lock, for which a replica ends its readers.
+    assert (dead_rows(emptied), sql(emptied, size)) == (0, before)
+    sql(emptied, f"VACUUM (TRUNCATE) {LIVE}")
+    assert sql(emptied, size) == [(0,)]
+
+
+def opened_preview(url: str) -> tuple[str, ...]:
+    with opened(url) as backend:
+        return backend.preview_vacuum(plan()).statements
+
+
+def test_a_partitioned_table_is_analyzed_without_its_partitions(postgres18_url: str) -> None:
+    ensure_tables(postgres18_url)
+    sql(
+        postgres18_url,
+        f"DROP TABLE {LIVE}",
+        f"CREATE TABLE {LIVE} (id int, task_id text, status text, date_done timestamp) PARTITION BY RANGE (id)",
+        f"CREATE TABLE {LIVE}_1 PARTITION OF {LIVE} FOR VALUES FROM (0) TO (1000)",
+        f"INSERT INTO {LIVE} SELECT n FROM generate_series(0, 999) AS n",
+        f"ANALYZE {LIVE}_1",
+    )
+    analyzed = f"SELECT last_analyze FROM pg_stat_all_tables WHERE relname = '{LIVE}_1'"
+    before = sql(postgres18_url, analyzed)
+    done = whats(vacuum(postgres18_url, plan()))
+    assert [what.partition(" in ")[0] for what in done] == [f'analyzed "public"."{LIVE}"']
+    assert sql(postgres18_url, analyzed) == before
+
+
+def test_a_rewrite_that_gave_nothing_back_is_not_repeated(emptied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bloat, "WORTH_BYTES", 64 * 1024)
+    # An estimate that is wrong: the table always seems to be half empty.
+    monkeypatch.setattr(bloat.Meter, "table", lambda _, table: bloat.Bloat(table.size // 2, table.size, "estimate"))
+    remembered = NoWatermarks()
+
+    def once() -> list[str]:
+        with PostgresBackend(url=emptied).open(Limits(), remembered) as backend:
+            return whats(list(backend.vacuum(plan(dead_rows=10**9, full=True), TimedPace())))
+
+    assert once()[-1].startswith(f'rewrote "public"."{LIVE}"')
+    file = sql(emptied, f"SELECT pg_relation_filenode('{LIVE}')")
+    assert once() == ["no table needs a vacuum"]
+    assert sql(emptied, f"SELECT pg_relation_filenode('{LIVE}')") == file
+    # Four times as large: three quarters of what seems empty is more than what the rewrite left.
+    fill_celery_table(emptied, 3000)
+    assert once()[-1].startswith(f'rewrote "public"."{LIVE}"')

@@ -13,7 +13,7 @@ import psycopg2
 import pytest
 
 from backendops.backends.postgres import bloat, index_work
-from backendops.backends.postgres.freeze import Frozen
+from backendops.backends.postgres.vacuum_survey import Memory
 from backendops.contracts.capabilities import IndexPlan
 from backendops.contracts.errors import BackendBusy, BackendRefused
 from backendops.contracts.readings import Finding
@@ -189,7 +189,7 @@ def test_an_index_that_is_being_built_now_is_left_alone(upgraded: str) -> None:
 def test_an_index_that_became_valid_meanwhile_is_not_dropped(upgraded: str) -> None:
     with invalid_index(upgraded), opened(upgraded) as backend:
         wanted = IndexPlan(drop_invalid=True)
-        survey = backend._survey_tables(plan(), Frozen(backend.watermarks))
+        survey = backend._survey_tables(plan(), Memory(backend.watermarks))
         state = backend.index_state(survey.found.tables, survey.tables, wanted)
         sql(upgraded, f"UPDATE {LIVE} SET status = id::text", "REINDEX INDEX CONCURRENTLY theirs")
         (step,) = backend.drop_leftovers(state, float("inf"))
@@ -325,7 +325,7 @@ def test_a_rebuild_does_not_begin_when_its_window_has_closed(bloated: str) -> No
 def test_what_somebody_did_meanwhile_is_looked_at_again(bloated: str) -> None:
     wanted = replace(plan(dead_rows=10**9), indexes=rebuilding(timedelta(minutes=5)))
     with opened(bloated) as backend:
-        survey = backend._survey_tables(wanted, Frozen(backend.watermarks))
+        survey = backend._survey_tables(wanted, Memory(backend.watermarks))
         state = backend.index_state(survey.found.tables, survey.tables, wanted.indexes)
         sql(bloated, f"DROP INDEX {INDEX}")
         with in_transaction(bloated, f"LOCK TABLE {LIVE} IN SHARE UPDATE EXCLUSIVE MODE"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final, Literal
 
@@ -55,6 +55,10 @@ class Bloat:
     def reaches(self, ratio: float) -> bool:
         """Is it at least this part, and worth doing something about?"""
         return self.wasted >= WORTH_BYTES and self.ratio >= ratio
+
+    def less(self, solid: int) -> Bloat:
+        """Without what is known not to be empty."""
+        return replace(self, wasted=max(0, self.wasted - solid))
 
     def __str__(self) -> str:
         how = "measured by pgstattuple" if self.how == "pgstattuple" else "estimated"

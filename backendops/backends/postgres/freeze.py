@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.quarantine import Retirement
+from backendops.backends.postgres.table_memory import TableMemory
 from backendops.backends.postgres.vacuum_work import Table
 from backendops.backends.sql_files import load
 from backendops.contracts.run import Watermarks
@@ -43,12 +43,7 @@ class Frozen:
     """
 
     def __init__(self, watermarks: Watermarks) -> None:
-        self._watermarks = watermarks
-        try:
-            remembered = json.loads(watermarks.recall(_KEY) or "{}")
-        except ValueError:
-            remembered = {}
-        self._states: dict[str, str] = remembered if isinstance(remembered, dict) else {}
+        self._states = TableMemory(watermarks, _KEY)
 
     def has(self, table: Table) -> bool:
         """Is there nothing left to freeze in it?"""
@@ -56,20 +51,16 @@ class Frozen:
             return True
         if table.all_frozen is not None:
             return table.all_frozen
-        return table.all_visible and self._states.get(str(table.oid)) == _state(table)
+        return table.all_visible and self._states.of(table) == _state(table)
 
     def note(self, table: Table) -> None:
         """It has just been frozen: take it down, unless rows were left that somebody may still not see."""
         if table.all_visible:
-            self._states[str(table.oid)] = _state(table)
+            self._states.note(table, _state(table))
 
     def keep(self, tables: Iterable[Table]) -> None:
         """Remember for the next run what still exists."""
-        there = {str(table.oid) for table in tables}
-        kept = {oid: state for oid, state in self._states.items() if oid in there}
-        written = json.dumps(kept, sort_keys=True)
-        if written != self._watermarks.recall(_KEY):
-            self._watermarks.remember(_KEY, written)
+        self._states.keep(tables)
 
 
 def _state(table: Table) -> str:

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
 from sqlalchemy import Connection
 
 from backendops.backends.postgres import bloat as bloating
-from backendops.backends.postgres.bloat import UNKNOWN, Bloat, Meter
-from backendops.backends.postgres.freeze import Frozen, is_past, list_retired
-from backendops.backends.postgres.holdback import held_back, list_holders, next_transaction, not_frozen, not_permitted
+from backendops.backends.postgres.bloat import UNKNOWN, Meter
+from backendops.backends.postgres.freeze import is_past, list_retired
+from backendops.backends.postgres.holdback import held_back, list_holders, next_transaction, not_frozen
 from backendops.backends.postgres.indexes import IndexesOnPostgres
-from backendops.backends.postgres.tables import FoundTables, find_tables
-from backendops.backends.postgres.vacuum_due import Due, decide, wants_vacuum
+from backendops.backends.postgres.tables import find_tables
+from backendops.backends.postgres.vacuum_due import FIRST, LAST, Due, decide, wants_vacuum
 from backendops.backends.postgres.vacuum_session import Ended, WindowClosed
+from backendops.backends.postgres.vacuum_survey import (
+    Memory,
+    Survey,
+    bloated,
+    left_to_others,
+    needs_longer,
+    readings,
+    refusals,
+)
 from backendops.backends.postgres.vacuum_work import Table, list_archives, list_tables
 from backendops.backends.sql_files import fill, load, statements
-from backendops.contracts import metrics
 from backendops.contracts.capabilities import CanVacuum, VacuumPlan
 from backendops.contracts.errors import BackendRefused
-from backendops.contracts.readings import Finding, Reading, Severity
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import format_bytes, format_seconds
 
@@ -33,28 +38,15 @@ FULL_TRIES: Final = 20
 # PostgreSQL 14 writes its statistics into a file, twice a second at most; 15 and newer share them at once.
 SHARED_STATISTICS: Final = (15,)
 STATISTICS_LATE: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """Celery's tables, their archives and what is in quarantine, with what each needs now."""
-
-    found: FoundTables
-    tables: tuple[Table, ...]
-    bloat: Mapping[int, Bloat]
-    due: tuple[Due, ...]
-    findings: tuple[Finding, ...]
-
-    def rewrite(self, plan: VacuumPlan) -> Iterator[Table]:
-        """Those that are worth the exclusive lock of a rewrite."""
-        return (one for one in self.tables if self.bloat.get(one.oid, UNKNOWN).reaches(plan.bloat_ratio))
+# A vacuum that had this part of the run's time, and was ended with it, will not fit into the next run either.
+MOST_OF_IT: Final = 0.9
 
 
 class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
     """Can make the space of removed rows reusable."""
 
     def preview_vacuum(self, plan: VacuumPlan) -> Preview:
-        survey = self._survey_tables(plan, Frozen(self.watermarks))
+        survey = self._survey_tables(plan, Memory(self.watermarks))
         indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
         rewrite = list(survey.rewrite(plan)) if plan.full else []
         said = [f"{one.statement} {one.table.sql_name} ({one.why})" for one in survey.due]
@@ -71,15 +63,15 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
             f"would {', '.join(said)}{held}" if said else "no table needs a vacuum, every table's statistics are fresh",
             rows=sum(one.table.dead for one in survey.due if one.statement != "analyze"),
             statements=(
-                *(_shown(one.table, one.statement) for one in survey.due if one.table.may_vacuum),
+                *(_shown(one.table, one.text) for one in survey.due if one.table.may_vacuum),
                 *(_shown(one, "vacuum_full") for one in rewrite if one.may_vacuum),
                 *indexes.statements,
             ),
-            readings=(*_readings(self.table_names(), survey), *indexes.readings),
+            readings=(*readings(self.table_names(), survey), *indexes.readings),
             findings=(
                 *survey.findings,
-                *_bloated(survey, plan),
-                *_refusals([*(one.table for one in survey.due), *rewrite]),
+                *bloated(survey, plan),
+                *refusals([*(one.table for one in survey.due), *rewrite]),
                 *indexes.work.findings,
                 *indexes.work.refused,
             ),
@@ -87,70 +79,91 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
 
     def vacuum(self, plan: VacuumPlan, pace: Pace) -> Steps:  # noqa: ARG002 - one VACUUM cannot be split
         deadline = monotonic() + self._limits.budget.total_seconds()
-        frozen = Frozen(self.watermarks)
-        survey = self._survey_tables(plan, frozen)
+        memory = Memory(self.watermarks)
+        survey = self._survey_tables(plan, memory)
         idle, refused = True, [one.table for one in survey.due if not one.table.may_vacuum]
         try:
-            for step in self._vacuum_steps(survey, plan, frozen, deadline):
+            for step in self._vacuum_steps(survey, plan, memory, deadline):
                 idle = False
                 yield step
         except Ended as ended:
             idle = False
-            yield Step(what=str(ended))
-        survey = self._survey_tables(plan, frozen, known=survey)
+            # The engine may ask for nothing more.
+            memory.keep(survey.tables)
+            yield Step(what=str(ended), findings=ended.findings)
+        survey = self._survey_tables(plan, memory, known=survey)
+        for table in survey.tables:
+            if table.oid in memory.rewritten:
+                memory.solid.note(table, str(survey.bloat.get(table.oid, UNKNOWN).wasted))
         indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
-        frozen.keep(survey.tables)
-        refusals = [*_refusals(refused), *indexes.work.refused]
+        memory.keep(survey.tables)
+        denied = [*refusals(refused), *indexes.work.refused]
         yield Step(
-            what="no table needs a vacuum" if idle and not refusals else "",
-            readings=(*_readings(self.table_names(), survey), *indexes.readings),
-            findings=(*survey.findings, *_bloated(survey, plan), *indexes.work.findings, *refusals),
+            what="no table needs a vacuum" if idle and not denied else "",
+            readings=(*readings(self.table_names(), survey), *indexes.readings),
+            findings=(*survey.findings, *bloated(survey, plan), *indexes.work.findings, *denied),
         )
-        if refusals:
-            raise BackendRefused(refusals[-1].sentence, refusals[-1].fix)
+        if denied:
+            raise BackendRefused(denied[-1].sentence, denied[-1].fix)
 
-    def _survey_tables(self, plan: VacuumPlan, frozen: Frozen, known: Survey | None = None) -> Survey:
+    def _survey_tables(self, plan: VacuumPlan, memory: Memory, known: Survey | None = None) -> Survey:
         """Look at everything; what `known` measured and nobody has touched since is not measured again."""
         with self.transaction(read_only=True) as connection:
             found = find_tables(self, connection)
             archives, retired = list_archives(connection), list_retired(connection)
-            tables = list_tables(connection, [*(one.oid for one in found.tables), *archives, *retired])
+            there = list_tables(connection, [*(one.oid for one in found.tables), *archives, *retired])
             meter = Meter.of(self, connection)
         live = {one.oid for one in found.tables}
+        # Another role's archive in the same database is that role's to look after.
+        tables = tuple(one for one in there if one.may_vacuum or one.root in live)
+        others = [one for one in there if not one.may_vacuum and one.root not in live]
         before = {table: known.bloat.get(table.oid) for table in known.tables} if known else {}
         # Of an archive's partition it matters only where it is large; of a live table it is a metric.
         measured = [one for one in tables if one.root in live or one.size >= bloating.WORTH_BYTES]
-        bloat = {one.oid: before.get(one) or meter.table(one) for one in measured}
+        bloat = {one.oid: before.get(one) or memory.corrected(one, meter.table(one)) for one in measured}
 
         def is_over(table: Table) -> bool:
             over = table.oid in retired or is_past(table, archives, plan.now)
-            # Another role's archive in the same database is that role's to freeze.
-            return plan.freeze_past and over and table.may_vacuum and not frozen.has(table)
+            return plan.freeze_past and over and table.may_vacuum and not memory.frozen.has(table)
 
-        return Survey(found, tables, bloat, decide(tables, plan, bloat, is_over), (*found.missing, *meter.findings))
+        due = decide(tables, plan, bloat, is_over, memory.ended.of)
+        return Survey(found, tables, bloat, due, (*found.missing, *meter.findings, *left_to_others(others)))
 
-    def _vacuum_steps(self, survey: Survey, plan: VacuumPlan, frozen: Frozen, deadline: float) -> Steps:
+    def _vacuum_steps(self, survey: Survey, plan: VacuumPlan, memory: Memory, deadline: float) -> Steps:
         indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
         yield from self.drop_leftovers(indexes, deadline)
-        for due in survey.due:
-            if due.table.may_vacuum:
-                yield self._vacuum_one(due, plan, frozen, deadline)
+        due = [one for one in survey.due if one.table.may_vacuum]
+        for one in due:
+            if one.turn != LAST:
+                yield self._vacuum_one(one, plan, memory, deadline)
         if plan.full:
             try:
-                yield from self._rewrite_tables(self._survey_tables(plan, frozen, known=survey), plan, deadline)
+                now = self._survey_tables(plan, memory, known=survey)
+                yield from self._rewrite_tables(now, plan, memory, deadline)
             except WindowClosed as closed:
                 yield Step(what=str(closed))
-        if plan.full:
             # A rewrite has made every index of its table anew.
             indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
         yield from self.mend_indexes(indexes, plan.indexes, deadline)
+        for one in due:
+            if one.turn == LAST:
+                yield self._vacuum_one(one, plan, memory, deadline)
 
-    def _vacuum_one(self, due: Due, plan: VacuumPlan, frozen: Frozen, deadline: float) -> Step:
+    def _vacuum_one(self, due: Due, plan: VacuumPlan, memory: Memory, deadline: float) -> Step:
         """Vacuum, freeze or analyze one table."""
         table, before = due.table, monotonic()
         with self.transaction() as connection:
             removed_before = next_transaction(connection)
-        self.send(load("postgres", "vacuum", due.statement, table.slots), _named(due.statement, table), deadline)
+        try:
+            self.send(load("postgres", "vacuum", due.text, table.slots), _named(due.statement, table), deadline)
+        except Ended as ended:
+            had, budget = monotonic() - before, self._limits.budget.total_seconds()
+            if self.interrupted:
+                raise
+            fits = had < MOST_OF_IT * budget and due.turn != LAST
+            memory.ended.note(table, FIRST if fits else LAST)
+            raise Ended(str(ended), *(() if fits else (needs_longer(due, format_seconds(had)),))) from ended
+        memory.ended.forget(table)
         took = format_seconds(monotonic() - before)
         after = self._after(table)
         with self.transaction() as connection:
@@ -165,7 +178,7 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
         findings = [held_back(after.sql_name, after.dead, holders)] if wants_vacuum(after, plan) else []
         said = f"vacuumed {table.sql_name} in {took}: dead rows {table.dead:,} → {after.dead:,}"
         if due.statement == "freeze":
-            frozen.note(after)
+            memory.frozen.note(after)
             said = f"froze {table.sql_name} in {took}: {table.oldest:,} → {after.oldest:,} transactions old"
             said += f", dead rows {table.dead:,} → {after.dead:,}" if table.dead else ""
             if after.oldest >= plan.freeze_age:
@@ -186,7 +199,7 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
                 return after
             self.rest(0.1)
 
-    def _rewrite_tables(self, survey: Survey, plan: VacuumPlan, deadline: float) -> Steps:
+    def _rewrite_tables(self, survey: Survey, plan: VacuumPlan, memory: Memory, deadline: float) -> Steps:
         """VACUUM FULL of what is worth it; called inside the policy's window only."""
         for table in survey.rewrite(plan):
             if not table.may_vacuum:
@@ -199,6 +212,8 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
                 with self.transaction() as connection:
                     after = _again(connection, table) or table
                 if after.file != table.file:
+                    memory.solid.forget(table)
+                    memory.rewritten.add(table.oid)
                     sizes = f"{format_bytes(table.bytes)} → {format_bytes(after.bytes)}"
                     yield Step(what=f"rewrote {table.sql_name}: {sizes} ({survey.bloat[table.oid]})")
                     break
@@ -225,33 +240,3 @@ def _left(table: Table, pid: int | None) -> Step:
 
 def _shown(table: Table, statement: str) -> str:
     return fill(statements("postgres", "vacuum")[statement].splitlines()[-1], {"table": table.sql_name})
-
-
-def _readings(labels: Sequence[str], survey: Survey) -> Iterator[Reading]:
-    """Of each of Celery's tables, its partitions included; 0 where it is not there yet."""
-    oids = {table.label: table.oid for table in survey.found.tables}
-    for label in labels:
-        parts = [one for one in survey.tables if one.root == oids.get(label)]
-        wasted = sum(survey.bloat[one.oid].wasted for one in parts)
-        yield metrics.TABLE_BYTES.read(sum(one.bytes for one in parts), table=label)
-        yield metrics.TABLE_DEAD_ROWS.read(sum(one.dead for one in parts), table=label)
-        yield metrics.TABLE_BLOAT_BYTES.read(wasted, table=label)
-        yield metrics.TABLE_FREEZE_AGE.read(max((one.oldest for one in parts), default=0), table=label)
-
-
-def _refusals(tables: Sequence[Table]) -> Iterator[Finding]:
-    return not_permitted([(one.sql_name, one.owner) for one in tables if not one.may_vacuum])
-
-
-def _bloated(survey: Survey, plan: VacuumPlan) -> Iterator[Finding]:
-    """What no vacuum mends: room that only new rows use, unless the table is rewritten."""
-    vacuumed_first = {one.table.oid for one in survey.due}
-    for table in survey.rewrite(plan):
-        if table.oid not in vacuumed_first and not plan.full:
-            yield Finding(
-                Severity.INFO,
-                "vacuum.bloated",
-                f"{survey.bloat[table.oid]} in {table.sql_name}: new rows use it again, a vacuum gives none of it back",
-                "a window for VACUUM FULL (`full:` of the vacuum job), which locks everybody out while it runs, "
-                "or pg_repack",
-            )

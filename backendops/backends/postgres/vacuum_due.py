@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from backendops.backends.postgres.bloat import UNKNOWN, Bloat
@@ -11,7 +11,9 @@ from backendops.backends.postgres.vacuum_work import Table
 from backendops.contracts.capabilities import VacuumPlan
 
 Statement = Literal["vacuum", "freeze", "analyze"]
-_ORDER: dict[Statement, int] = {"vacuum": 0, "freeze": 1, "analyze": 2}
+# A table that had only the rest of a run's time comes first in the next one. One that had nearly all of it comes last,
+# or what comes after it would never come.
+FIRST, LAST = "first", "last"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +23,46 @@ class Due:
     table: Table
     statement: Statement
     why: str
+    turn: str | None = None
+    """FIRST or LAST, by how the last vacuum of it ended."""
+
+    @property
+    def text(self) -> str:
+        """The name of the statement's text."""
+        return "analyze_alone" if self.table.is_parent and self.table.analyzed_alone else self.statement
 
 
 def decide(
-    tables: Sequence[Table], plan: VacuumPlan, bloat: Mapping[int, Bloat], is_over: Callable[[Table], bool]
+    tables: Sequence[Table],
+    plan: VacuumPlan,
+    bloat: Mapping[int, Bloat],
+    is_over: Callable[[Table], bool],
+    turn: Callable[[Table], str | None],
 ) -> tuple[Due, ...]:
     """What is due: first what is too old by far, then by dead rows, most first; analyzing comes last.
 
     Dead rows are counted since the last vacuum, so what an expiry has just emptied comes first. `is_over` says whether
-    a table gets no more rows and has something left to freeze.
+    a table gets no more rows and has something left to freeze, `turn` how its last vacuum ended.
     """
     due = [
-        found
+        replace(found, turn=turn(table))
         for table in tables
         if (found := _due(table, tables, plan, bloat.get(table.oid, UNKNOWN), is_over(table))) is not None
     ]
-    # Twice the age is where autovacuum, whatever its settings are, has not managed: nothing is more urgent.
-    return tuple(
-        sorted(due, key=lambda one: (one.table.oldest < 2 * plan.freeze_age, _ORDER[one.statement], -one.table.dead))
+    return tuple(sorted(due, key=lambda one: _order(one, plan)))
+
+
+def _order(due: Due, plan: VacuumPlan) -> tuple[bool | int, ...]:
+    table = due.table
+    return (
+        due.turn == LAST,
+        # Twice the age is where autovacuum, whatever its settings are, has not managed: nothing is more urgent.
+        table.oldest < 2 * plan.freeze_age,
+        due.turn != FIRST,
+        ("vacuum", "freeze", "analyze").index(due.statement),
+        -table.dead,
+        # A parent before PostgreSQL 18 takes every partition along.
+        not table.analyzed_alone,
     )
 
 

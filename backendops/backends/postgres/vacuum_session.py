@@ -14,6 +14,7 @@ from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.errors import LOCK_NOT_AVAILABLE, STATEMENT_TIMEOUT, code_of
 from backendops.backends.sql_files import load
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused, BackendUnreachable
+from backendops.contracts.readings import Finding
 
 # Outside a transaction only the role's and the database's own settings can end a statement.
 _LIMITS_OF_OTHERS: Final = {STATEMENT_TIMEOUT: "statement_timeout", LOCK_NOT_AVAILABLE: "lock_timeout"}
@@ -21,6 +22,10 @@ _LIMITS_OF_OTHERS: Final = {STATEMENT_TIMEOUT: "statement_timeout", LOCK_NOT_AVA
 
 class Ended(Exception):
     """The statement in hand was ended because the run is over: its time is used up, or somebody stopped it."""
+
+    def __init__(self, said: str, *findings: Finding) -> None:
+        super().__init__(said)
+        self.findings = findings
 
 
 class WindowClosed(Ended):

@@ -21,6 +21,8 @@ class Table:
     schema: str
     name: str
     is_parent: bool
+    analyzed_alone: bool
+    """Without its partitions, which it has none of, or which PostgreSQL 18 can leave out."""
     dead: int
     live: int
     changed: int

@@ -21,6 +21,7 @@ SELECT
     n.nspname AS schema,
     c.relname AS name,
     c.relkind = 'p' AS is_parent,
+    c.relkind <> 'p' OR current_setting('server_version_num')::int >= 180000 AS analyzed_alone,
     coalesce(s.n_dead_tup, 0) AS dead,
     coalesce(s.n_live_tup, 0) AS live,
     coalesce(s.n_mod_since_analyze, 0) AS changed,
@@ -95,15 +96,20 @@ WHERE d.classoid = 'pg_catalog.pg_class'::regclass
 -- name: vacuum
 -- SKIP_LOCKED: a vacuum that queues for the lock would make autovacuum give up its own work after a second.
 -- PARALLEL 0: one process reads at a time, as autovacuum's does; the application has the disk's other half.
-VACUUM (ANALYZE, SKIP_LOCKED, PARALLEL 0) /* table */ celery_taskmeta;
+-- TRUNCATE FALSE: cutting off an empty end takes an exclusive lock, for which a replica ends its readers.
+VACUUM (ANALYZE, SKIP_LOCKED, PARALLEL 0, TRUNCATE FALSE) /* table */ celery_taskmeta;
 
 -- name: freeze
 -- Reads every page that is not frozen yet and freezes all it may: no vacuum against wraparound reads them again.
-VACUUM (FREEZE, ANALYZE, SKIP_LOCKED, PARALLEL 0) /* table */ celery_taskmeta;
+VACUUM (FREEZE, ANALYZE, SKIP_LOCKED, PARALLEL 0, TRUNCATE FALSE) /* table */ celery_taskmeta;
 
 -- name: analyze
 -- Statistics alone, for tables that change without dying rows.
 ANALYZE (SKIP_LOCKED) /* table */ celery_taskmeta;
+
+-- name: analyze_alone
+-- Of a partitioned table, without each of its partitions once more: PostgreSQL 18.
+ANALYZE (SKIP_LOCKED) ONLY /* table */ celery_taskmeta;
 
 -- name: vacuum_full
 -- Rewrites the table under an exclusive lock, inside the policy's window only; SKIP_LOCKED, so that it never queues
