@@ -26,6 +26,13 @@ class Window(BaseModel):
     end: time = Field(description="Last minute; before `start` it is on the next day.")
     timezone: str = Field("UTC", description="Time zone of the window.")
 
+    @field_validator("start", "end")
+    @classmethod
+    def _bare(cls, value: time) -> time:
+        if value.tzinfo is not None:
+            raise ValueError("write the time alone, such as '02:00', and its zone as `timezone` of the window")
+        return value
+
     @field_validator("timezone")
     @classmethod
     def _known(cls, value: str) -> str:

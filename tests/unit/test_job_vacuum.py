@@ -47,6 +47,12 @@ def test_a_window_is_in_its_zone() -> None:
     assert window.until(datetime(2026, 7, 1, 7, tzinfo=UTC)) == datetime(2026, 7, 1, 8, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("written", ["02:00Z", "02:00+01:00"])
+def test_a_zone_is_written_beside_the_time(tmp_path: Path, written: str) -> None:
+    with pytest.raises(PolicyError, match="write the time alone"):
+        load(tmp_path, f"full: {{start: '{written}', end: '04:00'}}")
+
+
 @pytest.mark.parametrize("written", ["30%", "0.3", "30 %"])
 def test_a_part_is_written_either_way(tmp_path: Path, written: str) -> None:
     window = "window: {start: '02:00', end: '04:00'}"

@@ -12,7 +12,7 @@ from backendops.backends.postgres import bloat
 from backendops.backends.postgres.bloat import Bloat
 from backendops.backends.postgres.periods import fit
 from backendops.backends.postgres.tables import LiveTable, quoted
-from backendops.backends.postgres.vacuum_work import Table
+from backendops.backends.postgres.vacuum_work import Table, as_owner
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import IndexPlan
 from backendops.contracts.errors import BackendRefused
@@ -58,6 +58,7 @@ class Index:
     key_bytes: float | None
     is_owner: bool
     owner: str
+    owner_is_super: bool
     is_busy: bool
     """Somebody builds, rebuilds or vacuums on the table now."""
 
@@ -119,8 +120,8 @@ def decide_indexes(
     missing = [table for table in live if not table.date_indexed]
     nested = {one.root for one in tables if one.is_parent and one.oid != one.root}
     create = [one for one in missing if plan.create_missing and one.is_owner and one.oid not in nested]
-    owners = {one.oid: one.owner for one in tables}
-    refused = [_not_ours(one, owners[one.oid]) for one in missing if plan.create_missing and not one.is_owner]
+    seen = {one.oid: one for one in tables}
+    refused = [_not_ours(one, seen[one.oid]) for one in missing if plan.create_missing and not one.is_owner]
     kept = [one for one in left if not one.is_owner and _may_drop(one, plan, of_live)]
     refused += [_not_permitted("may not drop", one, one.drop, _role(live)) for one in kept]
     rebuild, bloated = [], []
@@ -211,12 +212,14 @@ def _role(live: Sequence[LiveTable]) -> str:
     return quoted(live[0].role) if live else "backendops' role"
 
 
-def _not_ours(table: LiveTable, owner: str) -> Finding:
+def _not_ours(table: LiveTable, seen: Table) -> Finding:
+    role = quoted(table.role)
     return Finding(
         Severity.WARNING,
         "indexes.not-permitted",
         f"the role {table.role} may not create the missing index on {COLUMN} of {table.sql_name}: only its owner may",
-        f"{create_text(table)} as {quoted(owner)}, or GRANT {quoted(owner)} TO {quoted(table.role)};",
+        f"{create_text(table)} as {quoted(seen.owner)}, or "
+        + as_owner(table.sql_name, seen.owner, seen.owner_is_super, role),
     )
 
 
@@ -225,7 +228,8 @@ def _not_permitted(what: str, index: Index, statement: str, role: str) -> Findin
         Severity.WARNING,
         "indexes.not-permitted",
         f"the role {role} {what} {index.sql_name} on {index.on_table}: only its owner may",
-        f"{statement} as {quoted(index.owner)}, or GRANT {quoted(index.owner)} TO {role};",
+        f"{statement} as {quoted(index.owner)}, or "
+        + as_owner(index.on_table, index.owner, index.owner_is_super, role),
     )
 
 

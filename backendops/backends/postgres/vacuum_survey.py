@@ -9,9 +9,9 @@ from backendops.backends.postgres.bloat import UNKNOWN, Bloat
 from backendops.backends.postgres.freeze import Frozen
 from backendops.backends.postgres.holdback import not_permitted
 from backendops.backends.postgres.table_memory import TableMemory
-from backendops.backends.postgres.tables import FoundTables, quoted
+from backendops.backends.postgres.tables import FoundTables
 from backendops.backends.postgres.vacuum_due import Due
-from backendops.backends.postgres.vacuum_work import Table
+from backendops.backends.postgres.vacuum_work import Table, as_owner
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import VacuumPlan
 from backendops.contracts.readings import Finding, Reading, Severity
@@ -69,19 +69,23 @@ def readings(labels: Sequence[str], survey: Survey) -> Iterator[Reading]:
 
 def refusals(tables: Sequence[Table]) -> Iterator[Finding]:
     """Tables that are due, and that this role may not vacuum."""
-    return not_permitted([(one.sql_name, one.owner) for one in tables if not one.may_vacuum])
+    return not_permitted([one for one in tables if not one.may_vacuum])
 
 
 def left_to_others(tables: Sequence[Table]) -> Iterator[Finding]:
     """Archives in the same database that this role may not vacuum: most likely those of another backendops."""
     if tables:
         owners = sorted({one.owner for one in tables})
+        granted = {
+            as_owner(one.sql_name, one.owner, one.owner_is_super, "backendops' role")
+            for one in tables
+            if one.oid == one.root
+        }
         yield Finding(
             Severity.INFO,
             "vacuum.others",
             f"{len(tables)} tables of archives that belong to {', '.join(owners)} are left to their owners",
-            "nothing, where a backendops of their own looks after them; else "
-            + " ".join(f"GRANT {quoted(owner)} TO backendops' role;" for owner in owners),
+            "nothing, where a backendops of their own looks after them; else " + " ".join(sorted(granted)),
         )
 
 

@@ -47,6 +47,7 @@ class Table:
     """None where the server cannot say: before PostgreSQL 18."""
     bounds: str | None
     owner: str
+    owner_is_super: bool
     may_vacuum: bool
     busy_pid: int | None
 
@@ -69,6 +70,16 @@ class Table:
     def slots(self) -> dict[str, str]:
         """The table as a statement's slot."""
         return {"table": literal(self.sql_name)}
+
+
+def as_owner(table: str, owner: str, is_super: bool, role: str) -> str:
+    """How a role may do what only the owner of a table may; nobody is to be made a superuser for it."""
+    if is_super:
+        return (
+            f"{quoted(owner)} is a superuser, which {role} must not become: ALTER TABLE {table} OWNER TO the role of "
+            f"the application, and GRANT that one TO {role}"
+        )
+    return f"GRANT {quoted(owner)} TO {role};"
 
 
 def list_tables(connection: Connection, roots: Sequence[int]) -> tuple[Table, ...]:

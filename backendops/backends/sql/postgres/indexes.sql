@@ -39,6 +39,7 @@ SELECT
     )::float8 AS key_bytes,
     pg_catalog.pg_has_role(t.relowner, 'USAGE') AS is_owner,
     pg_catalog.pg_get_userbyid(t.relowner) AS owner,
+    coalesce((SELECT w.rolsuper FROM pg_catalog.pg_roles AS w WHERE w.oid = t.relowner), FALSE) AS owner_is_super,
     EXISTS (
         SELECT
         FROM pg_catalog.pg_locks AS l
