@@ -131,7 +131,7 @@ def decide_indexes(
         wanted = plan.reindex_bloated is not None and plan.rebuild_until is not None
         # MAINTAIN would do for the rebuild, but not for dropping what one that is cut short leaves, night after night.
         now = wanted and one.is_owner
-        found = measure(one, now)
+        found = measure(one, now and not one.is_busy)
         if now and plan.reindex_bloated is not None and found.reaches(plan.reindex_bloated):
             rebuild.append((one, found))
         elif wanted and not now and plan.reindex_bloated is not None and found.reaches(plan.reindex_bloated):

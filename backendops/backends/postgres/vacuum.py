@@ -120,6 +120,7 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
         before = {table: known.bloat.get(table.oid) for table in known.tables} if known else {}
         # Of an archive's partition it matters only where it is large; of a live table it is a metric.
         measured = [one for one in tables if one.root in live or one.size >= bloating.WORTH_BYTES]
+        measured = [one for one in measured if not one.is_locked]
         bloat = {one.oid: before.get(one) or memory.corrected(one, meter.table(one)) for one in measured}
 
         def is_over(table: Table) -> bool:

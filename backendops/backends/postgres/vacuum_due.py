@@ -109,7 +109,8 @@ def wants_analyze(table: Table, tables: Sequence[Table], plan: VacuumPlan) -> bo
         return table.changed > 0
     # A parent's own counters never move: it is as changed as the partitions below it.
     below = [one for one in tables if one.root == table.root and not one.is_parent]
-    return any(
+    # SKIP_LOCKED is of no help: for a sample of its rows it waits for each of them.
+    return not any(one.is_locked for one in below) and any(
         one.changed > 0 or (one.analyzed is not None and (table.analyzed is None or one.analyzed > table.analyzed))
         for one in below
     )

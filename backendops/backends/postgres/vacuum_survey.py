@@ -60,7 +60,7 @@ def readings(labels: Sequence[str], survey: Survey) -> Iterator[Reading]:
     oids = {table.label: table.oid for table in survey.found.tables}
     for label in labels:
         parts = [one for one in survey.tables if one.root == oids.get(label)]
-        wasted = sum(survey.bloat[one.oid].wasted for one in parts)
+        wasted = sum(survey.bloat.get(one.oid, UNKNOWN).wasted for one in parts)
         yield metrics.TABLE_BYTES.read(sum(one.bytes for one in parts), table=label)
         yield metrics.TABLE_DEAD_ROWS.read(sum(one.dead for one in parts), table=label)
         yield metrics.TABLE_BLOAT_BYTES.read(wasted, table=label)

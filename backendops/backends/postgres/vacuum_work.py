@@ -50,6 +50,8 @@ class Table:
     owner_is_super: bool
     may_vacuum: bool
     busy_pid: int | None
+    is_locked: bool
+    """Somebody has it, or waits for it, alone: its sizes are as old as the last vacuum, and to ask more is to wait."""
 
     @property
     def sql_name(self) -> str:

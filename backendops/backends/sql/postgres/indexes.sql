@@ -24,7 +24,12 @@ SELECT
         coalesce(pg_catalog.pg_get_expr(i.indexprs, i.indrelid), '-'),
         coalesce(pg_catalog.pg_get_expr(i.indpred, i.indrelid), '-')
     ) AS same,
-    CASE WHEN c.relkind = 'I' THEN 0 ELSE pg_catalog.pg_relation_size(i.indexrelid) END AS bytes,
+    CASE
+        WHEN c.relkind = 'I' THEN 0
+        -- Asking for the size would wait for who has it, or its table, for himself alone.
+        WHEN w.locked THEN c.relpages * current_setting('block_size')::bigint
+        ELSE pg_catalog.pg_relation_size(i.indexrelid)
+    END AS bytes,
     coalesce(s.idx_scan, 0) AS scans,
     coalesce(ts.idx_scan, 0) AS table_scans,
     CASE WHEN coalesce(ts.n_live_tup, 0) + coalesce(ts.n_dead_tup, 0) > 0 THEN ts.n_live_tup
@@ -59,6 +64,17 @@ JOIN pg_catalog.pg_class AS t ON t.oid = i.indrelid
 LEFT JOIN pg_catalog.pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
 LEFT JOIN pg_catalog.pg_stat_all_indexes AS s ON s.indexrelid = i.indexrelid
 LEFT JOIN pg_catalog.pg_stat_all_tables AS ts ON ts.relid = i.indrelid
+CROSS JOIN LATERAL (
+    SELECT EXISTS (
+        SELECT
+        FROM pg_catalog.pg_locks AS l
+        WHERE l.locktype = 'relation'
+            AND l.relation IN (i.indrelid, i.indexrelid)
+            AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
+            AND l.mode = 'AccessExclusiveLock'
+            AND l.pid <> pg_backend_pid()
+    ) AS locked
+) AS w
 WHERE i.indrelid = ANY (CAST(:tables AS oid[]))
 ORDER BY t.relname, i.indexrelid;
 

@@ -15,8 +15,26 @@ WHERE c.relkind = 'p'
 -- name: list_tables
 -- Every table with rows of its own under the given ones. A partitioned parent has none, but has statistics that
 -- autovacuum never refreshes. Whoever holds such a lock is vacuuming, analyzing or altering: pg_locks hides nothing.
+-- What asks for a size, for bounds or for a partition tree waits for a table that somebody has, or wants, for himself
+-- alone: of those there is what the catalog says, so that one archive's partition does not stop everything.
+WITH RECURSIVE alone AS MATERIALIZED (
+    SELECT l.relation AS oid
+    FROM pg_catalog.pg_locks AS l
+    WHERE l.locktype = 'relation'
+        AND l.mode = 'AccessExclusiveLock'
+        AND l.database = (SELECT d.oid FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
+        AND l.pid <> pg_backend_pid()
+), tree (root, relid) AS (
+    SELECT r.root, r.root FROM unnest(CAST(:roots AS oid[])) AS r (root)
+    UNION
+    SELECT t.root, i.inhrelid
+    FROM tree AS t
+    JOIN pg_catalog.pg_inherits AS i ON i.inhparent = t.relid
+    JOIN pg_catalog.pg_class AS p ON p.oid = t.relid AND p.relkind = 'p'
+    WHERE NOT i.inhdetachpending
+)
 SELECT
-    r.root,
+    t.root,
     c.oid,
     n.nspname AS schema,
     c.relname AS name,
@@ -28,10 +46,14 @@ SELECT
     coalesce(s.n_tup_ins + s.n_tup_upd + s.n_tup_del, 0) AS changes,
     greatest(s.last_analyze, s.last_autoanalyze) AS analyzed,
     greatest(s.last_vacuum, s.last_autovacuum) AS vacuumed,
-    CASE WHEN c.relkind = 'p' THEN 0 ELSE pg_catalog.pg_total_relation_size(c.oid) END AS bytes,
-    CASE WHEN c.relkind = 'p' THEN 0 ELSE pg_catalog.pg_relation_size(c.oid) END AS heap_bytes,
+    CASE
+        WHEN v.locked THEN (v.pages + v.toast_pages) * current_setting('block_size')::bigint
+        WHEN c.relkind = 'p' THEN 0
+        ELSE pg_catalog.pg_total_relation_size(c.oid)
+    END AS bytes,
+    v.pages * current_setting('block_size')::bigint AS heap_bytes,
     coalesce(o.oid, 0) AS toast,
-    coalesce(pg_catalog.pg_relation_size(o.oid), 0) AS toast_bytes,
+    v.toast_pages * current_setting('block_size')::bigint AS toast_bytes,
     pg_catalog.pg_relation_filenode(c.oid)::bigint AS file,
     greatest(c.reltuples, 0)::float8 AS planned_rows,
     -- Of both: the server must freeze the one and the other.
@@ -42,7 +64,7 @@ SELECT
     (pg_catalog.to_jsonb(c) ->> 'relallfrozen')::bigint >= v.pages
     AND coalesce((pg_catalog.to_jsonb(o) ->> 'relallfrozen')::bigint >= v.toast_pages, TRUE)
     AND coalesce(s.n_ins_since_vacuum + s.n_dead_tup, 0) = 0 AS all_frozen,
-    pg_catalog.pg_get_expr(c.relpartbound, c.oid) AS bounds,
+    CASE WHEN NOT v.locked THEN pg_catalog.pg_get_expr(c.relpartbound, c.oid) END AS bounds,
     pg_catalog.pg_get_userbyid(c.relowner) AS owner,
     coalesce((SELECT w.rolsuper FROM pg_catalog.pg_roles AS w WHERE w.oid = c.relowner), FALSE) AS owner_is_super,
     -- A database's owner may vacuum every table in it; from 17 on MAINTAIN can be granted.
@@ -61,24 +83,33 @@ SELECT
             AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'AccessExclusiveLock')
             AND l.granted
             AND l.pid <> pg_backend_pid()
-    ) AS busy_pid
-FROM unnest(CAST(:roots AS oid[])) AS r (root)
-CROSS JOIN LATERAL (
-    -- An ordinary table has no partition tree.
-    SELECT r.root AS relid
-    UNION
-    SELECT tree.relid::oid FROM pg_catalog.pg_partition_tree(r.root) AS tree
-) AS t
+    ) AS busy_pid,
+    v.locked AS is_locked
+FROM tree AS t
 JOIN pg_catalog.pg_class AS c ON c.oid = t.relid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_stat_all_tables AS s ON s.relid = c.oid
 LEFT JOIN pg_catalog.pg_class AS o ON o.oid = c.reltoastrelid
 CROSS JOIN LATERAL (
+    SELECT
+        c.oid IN (SELECT a.oid FROM alone AS a)
+        OR EXISTS (
+            SELECT FROM pg_catalog.pg_index AS i WHERE i.indrelid = c.oid AND i.indexrelid IN (SELECT a.oid FROM alone AS a)
+        ) AS locked
+) AS w
+CROSS JOIN LATERAL (
     -- From the files: the catalog's own count is as old as the last vacuum.
     SELECT
-        CASE WHEN c.relkind = 'r' THEN pg_catalog.pg_relation_size(c.oid) ELSE 0 END
-        / current_setting('block_size')::bigint AS pages,
-        coalesce(pg_catalog.pg_relation_size(o.oid), 0) / current_setting('block_size')::bigint AS toast_pages
+        w.locked,
+        CASE
+            WHEN c.relkind <> 'r' THEN 0
+            WHEN w.locked THEN c.relpages
+            ELSE pg_catalog.pg_relation_size(c.oid) / current_setting('block_size')::bigint
+        END AS pages,
+        CASE
+            WHEN w.locked THEN coalesce(o.relpages, 0)
+            ELSE coalesce(pg_catalog.pg_relation_size(o.oid), 0) / current_setting('block_size')::bigint
+        END AS toast_pages
 ) AS v
 WHERE c.relkind IN ('r', 'p')
 ORDER BY dead DESC, n.nspname, c.relname;
