@@ -145,7 +145,14 @@ def test_a_rewrite_is_worth_it_for_toast_alone(postgres_url: str, monkeypatch: p
 
 def test_every_statement_runs_in_psql_as_it_is(postgres18_url: str) -> None:
     ensure_tables(postgres18_url)
-    values = {"oid": "1259", "percent": "10", "roots": "'{1259}'", "tables": "'{1259}'", "name": "'x'"}
+    values = {
+        "oid": "1259",
+        "percent": "10",
+        "roots": "'{1259}'",
+        "tables": "'{1259}'",
+        "name": "'x'",
+        "before": "'900'",
+    }
     script = ["\\set ON_ERROR_STOP on", "CREATE EXTENSION pgstattuple;", f"DROP INDEX ix_{LIVE}_date_done;"]
     script += [f"\\set {name} '{value.replace(chr(39), chr(39) * 2)}'" for name, value in values.items()]
     for job in ("vacuum", "holdback", "bloat", "indexes"):
