@@ -147,6 +147,42 @@ def test_what_cannot_be_dropped_at_once_the_next_run_drops(upgraded: str, monkey
     assert sorted(indexes_of(upgraded).values()) == [True, True, True]
 
 
+def test_what_another_session_works_on_is_said_to_stay(upgraded: str) -> None:
+    queued = connect(upgraded)
+
+    def lock() -> None:
+        with queued.cursor() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute(f"LOCK TABLE {LIVE} IN SHARE UPDATE EXCLUSIVE MODE")
+
+    with in_transaction(upgraded, OLD_SNAPSHOT), closing(queued):
+        done: list[Step] = []
+        building = threading.Thread(
+            target=lambda: done.extend(run(upgraded, CREATE, timedelta(seconds=2))), daemon=True
+        )
+        building.start()
+        until(lambda: INDEX in indexes_of(upgraded), "the build has begun")
+        thread = threading.Thread(target=lock, daemon=True)
+        thread.start()
+        building.join(timeout=10)
+        thread.join(timeout=10)
+    assert whats(done)[0].endswith("what it left stays until the next run: another session works on the table now")
+    assert indexes_of(upgraded)[INDEX] is False
+    assert whats(run(upgraded, CREATE))[0].startswith(f'dropped the invalid index "public"."{INDEX}"')
+
+
+def test_a_drop_that_waits_leaves_time_for_the_rest(upgraded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backendops.backends.postgres.indexes.DROP_PATIENCE", timedelta(seconds=0.5))
+    wanted = IndexPlan(create_missing=True, drop_invalid=True)
+    with invalid_index(upgraded) as name:
+        sql(upgraded, f"CREATE INDEX {INDEX} ON {LIVE} (date_done)", f"UPDATE {LIVE} SET queue = 'again'")
+        with in_transaction(upgraded, f"SELECT 1 FROM {LIVE} LIMIT 1"), opened(upgraded) as backend:
+            done = whats(list(backend.vacuum(replace(plan(), indexes=wanted), TimedPace())))
+        assert done[0].startswith(f'did not drop "public"."{name}" in ')
+        assert done[1].startswith(f'vacuumed "public"."{LIVE}"')
+        assert whats(run(upgraded, wanted))[0].startswith('dropped the invalid index "public"."backendops_drop_')
+
+
 @contextmanager
 def invalid_index(url: str) -> Iterator[str]:
     """An index that somebody's build left."""

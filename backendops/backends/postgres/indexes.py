@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, Final
 
@@ -42,6 +42,9 @@ from backendops.contracts.units import format_bytes, format_seconds
 # A run that was asked to end does not wait for strangers: what a transaction on the table keeps from being dropped in
 # this time, the next run drops.
 CLEAN_UP_SECONDS: Final = 5.0
+# A drop waits for every transaction on the table; those of an application are over in a minute. One that is forgotten
+# must not use up the time of the vacuums, which come after it.
+DROP_PATIENCE: Final = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,14 @@ class IndexesOnPostgres(LongStatements):
             if renamed is None:
                 yield Step(what=f"left {index.sql_name}: it is not invalid any more")
                 continue
-            self.send(_drop(renamed), f"drop of {index.sql_name}", deadline)
+            try:
+                self.send(_drop(renamed), f"drop of {index.sql_name}", deadline, datetime.now(UTC) + DROP_PATIENCE)
+            except WindowClosed:
+                yield Step(
+                    what=f"did not drop {index.sql_name} in {format_seconds(DROP_PATIENCE.total_seconds())}: "
+                    f"a transaction on {index.on_table} goes on; the next run tries again"
+                )
+                continue
             yield Step(what=f"dropped the invalid index {index.sql_name} ({format_bytes(index.bytes)})")
 
     def mend_indexes(self, state: IndexState, plan: IndexPlan, deadline: float) -> Steps:
