@@ -22,6 +22,7 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
         target.live.require_delete()
     deeds = [(target, deed_for(target)) for target in targets]
     counts = [count_due(session, target, RUN_BUDGET) for target in targets]
+    findings += tuple(finding for count in counts for finding in count.findings)
     due = sum(count.rows for count in counts)
     about = "" if all(count.exact for count in counts) else "about "
     nothing = "; ".join(finding.sentence for finding in findings)
@@ -60,6 +61,7 @@ def preview_sweep(
     targets, findings = survey(session, retention)
     deeds = [(target, deed_for(target)) for target in targets]
     counts = [count_due(session, target, PREVIEW_BUDGET) for target in targets]
+    findings += tuple(finding for count in counts for finding in count.findings)
     rows = sum(count.rows for count in counts)
     about = "" if all(count.exact for count in counts) else "about "
     cutoff = retention.latest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any, Final
 
@@ -156,6 +156,9 @@ class Walk:
             with self._transaction() as connection:
                 find = load("postgres", "walk", "find_first", self._slots)
                 low: Key | None = connection.execute(find, {"end": end}).scalar_one()
+                if low == datetime.min:  # noqa: DTZ901 - naive as date_done; the driver's word for -infinity
+                    find = load("postgres", "walk", "find_next", self._slots)
+                    low = connection.execute(find, {"low": low, "end": end}).scalar_one()
         except BackendBusy as busy:
             # Removed rows that no vacuum may clear away yet lie before it: an earlier run knows where they end.
             low = self._pass.emptied_to
