@@ -182,7 +182,8 @@ class Walk:
                 taken = self._take(span)
             except BackendError as error:
                 failures, failed_check = failures + 1, code_of(error) == CHECK_VIOLATION
-                may_pass = failed_check or isinstance(error, BackendBusy)
+                # Without the server's code it is ours, and names a way out that is not waiting.
+                may_pass = failed_check or (isinstance(error, BackendBusy) and code_of(error) is not None)
                 if failures == TRIES or self._session.interrupted or not may_pass:
                     raise
                 self._recover(error)
