@@ -26,7 +26,9 @@ class LedgerWatermarks(Watermarks):
                 value = connection.scalar(select(watermarks.c.value).where(mine))
         except SQLAlchemyError as error:
             log.warning("ledger.failed", doing="recall a watermark", error=str(error).partition("\n")[0])
+            self.failed = True
             return None
+        self.failed = False
         return None if value is None else str(value)
 
     def remember(self, key: str, value: str) -> None:
