@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import itertools
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,9 +34,17 @@ jobs:
   archive: {{older_than: 7d, every: day, batch_size: 100, batch_time: 3ms}}
   expire: {{keep: 8d, batch_size: 100, batch_time: 3ms}}
   partition: {{every: day, keep: 12d, ahead: 2, quarantine: 7d}}
+  drop: {{kind: partition, every: day, keep: 12d, ahead: 2, quarantine: 1s}}
 """
 KEPT_BY_EXPIRE = "date_done IS NULL OR date_done > now() AT TIME ZONE 'UTC' - interval '7 days 23 hours'"
+# What is in a partition that is past its time is dropped; what is younger than that never is.
+KEPT_BY_DROP = "date_done IS NULL OR date_done > now() AT TIME ZONE 'UTC' - interval '11 days 23 hours'"
 COMPLETED = 0
+# After its server was killed a command has completed before, found nobody, or was broken off.
+AFTER_THE_SERVER = (COMPLETED, 3, 75)
+# A session is looked for as often as it takes no more than a batch's time in between.
+LOOK_EVERY = 0.003
+ARCHIVES = ("celery_taskmeta_archive", "celery_tasksetmeta_archive")
 CONVERT = ["partition", "convert", "results", "--by", "id"]
 
 
@@ -81,18 +90,21 @@ class Attack:
         return time.monotonic() - began
 
     def kill(self, scene: Scene, within: float, *, server: bool) -> bool:
-        """SIGKILL the scene's command (or the server) at a random moment of its life; False where it ended before."""
+        """SIGKILL the scene's command (or the server) in the middle of its work, from a random moment of its life on.
+
+        False where it ended before.
+        """
         process = self.start(scene.command)
         # Half a second of start-up changes nothing: the moments are spread over what follows.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=self.random.uniform(min(0.4, within / 2), within))
-        hit = process.poll() is None
-        if hit and server:
-            self.store.postgres.kill()
-            self.store.postgres.start()
-        elif hit:
-            process.kill()
+            process.communicate(timeout=self.random.uniform(min(0.4, within / 2), 0.8 * within))
+        with self.store.watched() as at_work:
+            hit = self._catch(process, at_work, server=server)
         _, said = process.communicate()
+        if server and hit:
+            self.store.postgres.start()
+            if process.returncode not in AFTER_THE_SERVER or "Traceback" in said:
+                sys.exit(f"{scene.name} exited {process.returncode} after its server was killed: {said}")
         if not hit and process.returncode != COMPLETED:
             sys.exit(
                 f"{scene.name} exited {process.returncode} by itself, after {self.kills[scene.name]} kills: {said}"
@@ -100,6 +112,19 @@ class Attack:
         self.store.settle()
         (self.kills if hit else self.late)[scene.name] += 1
         return hit
+
+    def _catch(self, process: subprocess.Popen[str], at_work: Callable[[], bool], *, server: bool) -> bool:
+        """Strike once a transaction of the command's is seen that has written and not committed."""
+        while process.poll() is None:
+            if not server:
+                # Or it would be past it before it is hit.
+                process.send_signal(signal.SIGSTOP)
+            if at_work():
+                self.store.kill_server() if server else process.kill()
+                return True
+            process.send_signal(signal.SIGCONT)
+            time.sleep(self.random.uniform(0, LOOK_EVERY))
+        return False
 
     def must_be(self, scene: Scene, before: Sum, keeps: str) -> None:
         """End with the difference where anything that had to stay is not what it was."""
@@ -119,6 +144,13 @@ def fill_archive(attack: Attack) -> None:
     attack.complete(["run-once", "archive"])
 
 
+def fill_quarantined(attack: Attack) -> None:
+    """The same, with what is past its time in quarantine, and that over."""
+    fill_archive(attack)
+    attack.complete(["run-once", "drop"])
+    time.sleep(1.5)
+
+
 def fill_converted(attack: Attack) -> None:
     """The same, with the live table partitioned by us."""
     fill(attack)
@@ -126,31 +158,42 @@ def fill_converted(attack: Attack) -> None:
 
 
 def nothing_due(attack: Attack) -> bool:
-    """Is every due row gone from the live table?"""
-    due = "SELECT count(*) FROM celery_taskmeta WHERE date_done < now() AT TIME ZONE 'UTC' - interval '8 days'"
-    return attack.store.query(due)[0][0] == 0
+    """Is every due row gone from the live tables?"""
+    due = "date_done < now() AT TIME ZONE 'UTC' - interval '8 days'"
+    return not any(_count(attack, f"{table} WHERE {due}") for table in ("celery_taskmeta", "celery_tasksetmeta"))
 
 
 def archive_empty(attack: Attack) -> bool:
     """Has everything been brought back?"""
-    return attack.store.query("SELECT count(*) FROM celery_taskmeta_archive")[0][0] == 0
+    return not any(_count(attack, table) for table in ARCHIVES)
 
 
 def none_to_retire(attack: Attack) -> bool:
     """Is no partition older than what is kept attached?"""
-    attached = "SELECT count(*) FROM celery_taskmeta_archive WHERE done_at < now() - interval '14 days'"
-    return attack.store.query(attached)[0][0] == 0
+    return not any(_count(attack, f"{table} WHERE done_at < now() - interval '14 days'") for table in ARCHIVES)
+
+
+def none_to_drop(attack: Attack) -> bool:
+    """Is none of them in quarantine either?"""
+    tables = "pg_class AS c WHERE relkind = 'r' AND NOT relispartition AND relname LIKE 'celery%archive%'"
+    return none_to_retire(attack) and _count(attack, tables) == 0
+
+
+def _count(attack: Attack, rows: str) -> int:
+    return int(attack.store.query(f"SELECT count(*) FROM {rows}")[0][0])
 
 
 def is_partitioned(attack: Attack) -> bool:
     """Is the live table a partitioned one?"""
-    return attack.store.query("SELECT relkind FROM pg_class WHERE oid = 'celery_taskmeta'::regclass")[0][0] == "p"
+    kind = attack.store.query("SELECT relkind FROM pg_class WHERE oid = 'celery_taskmeta'::regclass")[0][0]
+    return bool(kind == "p")
 
 
 SCENES = (
     Scene("archive", ["run-once", "archive"], fill, nothing_due),
     Scene("expire", ["run-once", "expire"], fill, nothing_due, KEPT_BY_EXPIRE),
     Scene("partition", ["run-once", "partition"], fill_archive, none_to_retire),
+    Scene("drop", ["run-once", "drop"], fill_quarantined, none_to_drop, KEPT_BY_DROP),
     Scene(
         "restore",
         ["restore", "--from", "2000-01-01", "--to", "2100-01-01", "--although-expired"],
@@ -187,8 +230,8 @@ def play(attack: Attack, scene: Scene, kills: int, *, server: bool) -> None:
             sys.exit(f"{scene.name}: the run after a kill completed, but its work is not done")
     what = "server" if server else "process"
     sys.stdout.write(
-        f"{scene.name}: {kills} times SIGKILL to the {what}, {before.rows:,} rows the same each time "
-        f"({attack.late[scene.name]} more ended before their moment)\n"
+        f"{scene.name}: {kills} times SIGKILL to the {what} in the middle of a transaction, {before.rows:,} rows the "
+        f"same each time ({attack.late[scene.name]} more ended before they were caught)\n"
     )
     attack.late.clear()
     sys.stdout.flush()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -13,18 +17,37 @@ import psycopg2
 from backendops.embedded import PostgresServer
 from tests.celery_rows import fill_celery_table
 
-# Every plain table with a task_id: the live one or its leaves, the archive's partitions, the quarantined ones.
+# Every plain table with results or groups: live ones or their leaves, archives' partitions, quarantined ones. Of each
+# the columns but the archive's own, by name: everywhere the same ones, or the sums differ.
 HOLDERS = """
-SELECT c.oid::regclass::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND n.nspname = 'public'
-  AND EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = c.oid AND a.attname = 'task_id' AND NOT a.attisdropped)
+SELECT c.oid::regclass::text, max(quote_ident(a.attname)) FILTER (WHERE a.attname IN ('task_id', 'taskset_id')),
+       string_agg(quote_ident(a.attname), ', ' ORDER BY a.attname)
+           FILTER (WHERE a.attname NOT IN ('done_at', 'archived_at', 'stuck'))
+FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace JOIN pg_attribute AS a ON a.attrelid = c.oid
+WHERE c.relkind = 'r' AND n.nspname = 'public' AND a.attnum > 0 AND NOT a.attisdropped
+GROUP BY c.oid
+HAVING bool_or(a.attname IN ('task_id', 'taskset_id'))
 ORDER BY 1
 """
-# Ids and payload bytes, in any order: a sum does not mind where a row is, and a doubled row changes it.
+# Every column's value in its place, NULL told from empty, in any order of rows: a sum does not mind where a row is, and
+# a doubled row changes it.
 SUM = """
-SELECT count(*), coalesce(sum(hashtextextended(concat_ws('|', task_id, status, encode(result, 'hex'), date_done,
-       traceback, encode(args, 'hex'), encode(kwargs, 'hex'), name, retries, queue), 0)), 0)
-FROM {table} WHERE {which}
+SELECT count(*), coalesce(sum(hashtextextended(CAST(ROW({columns}) AS text), 0)), 0) FROM {table} WHERE {which}
+"""
+# Of some rows also those columns differ that all others have alike, and some have none; groups are of many days, too.
+VARY = """
+UPDATE celery_taskmeta SET worker = NULL, children = NULL, stamps = convert_to('{"of": ' || id || '}', 'UTF8')
+WHERE id % 3 = 0;
+UPDATE celery_tasksetmeta SET date_done = date_done + id % 19 * interval '1 day'
+WHERE date_done < now() AT TIME ZONE 'UTC' - interval '20 days'
+"""
+# A session of ours that has written and not committed.
+AT_WORK = """
+SELECT EXISTS (
+    SELECT FROM pg_stat_activity AS a JOIN pg_locks AS l ON l.pid = a.pid JOIN pg_class AS c ON c.oid = l.relation
+    WHERE a.application_name = 'backendops' AND a.datname = current_database() AND a.backend_xid IS NOT NULL
+      AND c.relname LIKE 'celery\\_%' AND l.granted AND l.mode NOT IN ('AccessShareLock', 'RowShareLock')
+)
 """
 
 
@@ -57,7 +80,9 @@ class Store:
     def fill(self, rows: int, due: float, spread: timedelta) -> None:
         """A fresh database with `rows` results, a part of them due, and some that never finished."""
         self._admin("DROP DATABASE IF EXISTS chaos WITH (FORCE)", "CREATE DATABASE chaos")
-        fill_celery_table(self.celery_url, rows, due=due, spread=spread, started=rows // 100, payload=200)
+        some = rows // 100
+        fill_celery_table(self.celery_url, rows, due=due, spread=spread, started=some, groups=5 * some, payload=200)
+        self.query(VARY)
 
     def sum(self, which: str = "true") -> Sum:
         """Everything that is there, live, archived and in quarantine alike; waits for a server that recovers."""
@@ -66,15 +91,15 @@ class Store:
             connection.set_session(isolation_level="REPEATABLE READ", readonly=True)
             cursor = connection.cursor()
             cursor.execute(HOLDERS)
-            tables = [row[0] for row in cursor.fetchall()]
+            tables = cursor.fetchall()
             rows, checksum = 0, 0
-            for table in tables:
-                cursor.execute(SUM.format(table=table, which=which))
+            for table, _, columns in tables:
+                cursor.execute(SUM.format(table=table, columns=columns, which=which))
                 some, part = cursor.fetchone() or (0, 0)
                 rows, checksum = rows + some, checksum + int(part)
-            union = " UNION ALL ".join(f"SELECT task_id FROM {table}" for table in tables)
+            union = " UNION ALL ".join(f"SELECT {key} FROM {table}" for table, key, _ in tables)
             cursor.execute(
-                f"SELECT count(*) FROM (SELECT FROM ({union}) AS a GROUP BY task_id HAVING count(*) > 1) AS b"
+                f"SELECT count(*) FROM (SELECT FROM ({union}) AS a (key) GROUP BY key HAVING count(*) > 1) AS b"
             )
             doubled = (cursor.fetchone() or (0,))[0]
         return Sum(rows, checksum, doubled)
@@ -86,6 +111,29 @@ class Store:
             if time.monotonic() > deadline:
                 raise SystemExit("a session of a killed process is still there after 30 s")
             time.sleep(0.02)
+
+    @contextmanager
+    def watched(self) -> Iterator[Callable[[], bool]]:
+        """Tells as often as it is asked whether a session of ours is in the middle of its work."""
+        with closing(self._connected()) as connection:
+            connection.autocommit = True
+
+            def at_work() -> bool:
+                cursor = connection.cursor()
+                cursor.execute(AT_WORK)
+                return bool((cursor.fetchone() or (False,))[0])
+
+            yield at_work
+
+    def kill_server(self) -> None:
+        """Every process of the server at once, as when the machine goes down: none may finish what it is at."""
+        pid = self.postgres.pid
+        # It would start others in the place of those that are gone.
+        os.kill(pid, signal.SIGSTOP)
+        for child in _children(pid):
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        self.postgres.kill()
 
     def query(self, statement: str) -> list[tuple[Any, ...]]:
         """The rows of one statement."""
@@ -110,3 +158,15 @@ class Store:
             connection.autocommit = True
             for statement in statements:
                 connection.cursor().execute(statement)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that this one has started and that are still there."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # After the name, which may hold anything but is in parentheses: state, parent.
+            parent = status.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1]
+            if int(parent) == pid:
+                found.append(int(status.parent.name))
+    return found

@@ -126,6 +126,9 @@ class Pace(ABC):
 class Watermarks(ABC):
     """Small values a backend remembers between runs; losing them costs speed, never data."""
 
+    failed = False
+    """Could the last one not be recalled, whether there is one or not?"""
+
     @abstractmethod
     def recall(self, key: str) -> str | None: ...
 

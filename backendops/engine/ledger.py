@@ -17,7 +17,7 @@ from backendops.contracts.run import Outcome, Trigger, Watermarks
 from backendops.engine import ledger_tables as t
 from backendops.engine.ledger_file import first_line, open_directory, open_memory, open_url
 from backendops.engine.ledger_rows import Pause, Running, StoredReading, Throttled, Totals, orphan_from, report_from
-from backendops.engine.ledger_watermarks import LedgerWatermarks
+from backendops.engine.ledger_watermarks import LedgerWatermarks, ReadOnlyWatermarks
 from backendops.engine.process import Process
 from backendops.engine.report import RunReport
 from backendops.policy.model import Pair
@@ -196,6 +196,10 @@ class Ledger:
     def watermarks(self, backend: str) -> Watermarks:
         """What the backend remembers between runs."""
         return LedgerWatermarks(self._engine, backend)
+
+    def remembered(self, backend: str) -> Watermarks:
+        """The same for a preview, which knows what the next run will know and leaves no trace."""
+        return ReadOnlyWatermarks(self.watermarks(backend))
 
     def mark_orphans(self) -> int:
         """Record runs whose process is gone as failed; gives how many there were."""

@@ -26,7 +26,9 @@ class LedgerWatermarks(Watermarks):
                 value = connection.scalar(select(watermarks.c.value).where(mine))
         except SQLAlchemyError as error:
             log.warning("ledger.failed", doing="recall a watermark", error=str(error).partition("\n")[0])
+            self.failed = True
             return None
+        self.failed = False
         return None if value is None else str(value)
 
     def remember(self, key: str, value: str) -> None:
@@ -39,3 +41,16 @@ class LedgerWatermarks(Watermarks):
             return  # another run remembered the same thing at the same moment: either value will do
         except SQLAlchemyError as error:
             log.warning("ledger.failed", doing="remember a watermark", error=str(error).partition("\n")[0])
+
+
+class ReadOnlyWatermarks(Watermarks):
+    """What was remembered, for somebody who only looks."""
+
+    def __init__(self, watermarks: Watermarks) -> None:
+        self._watermarks = watermarks
+
+    def recall(self, key: str) -> str | None:
+        return self._watermarks.recall(key)
+
+    def remember(self, key: str, value: str) -> None:
+        pass

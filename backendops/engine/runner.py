@@ -20,7 +20,7 @@ from backendops.contracts.errors import (
 from backendops.contracts.job import Job
 from backendops.contracts.masking import mask, secrets_of
 from backendops.contracts.order import ComesBehind, Completed, settings_of
-from backendops.contracts.run import Limits, NoWatermarks, Outcome, Preview, Step, Trigger
+from backendops.contracts.run import Limits, Outcome, Preview, Step, Trigger
 from backendops.engine.clock import Clock
 from backendops.engine.drive import Drive, Tally, history
 from backendops.engine.ending import Ending, ending_of, unexpected
@@ -72,7 +72,7 @@ class Runner:
     def preview(self, pair: Pair) -> Preview:
         """What a run would do now, on a read-only connection; raises BackendError."""
         try:
-            with pair.backend.open(_limits(pair, read_only=True), NoWatermarks()) as backend:
+            with pair.backend.open(_limits(pair, read_only=True), self.ledger.remembered(pair.backend_name)) as backend:
                 return self.told(pair).preview(backend, self.clock.now())
         except BackendopsError:
             raise
@@ -85,7 +85,7 @@ class Runner:
             return Foreseen()
         try:
             check_keeps(pair.job)
-            with pair.backend.open(_limits(pair, read_only=True), NoWatermarks()) as backend:
+            with pair.backend.open(_limits(pair, read_only=True), self.ledger.remembered(pair.backend_name)) as backend:
                 standing = backend.standing()
                 if standing.read_only_because:
                     return Foreseen(idle=standing.read_only_because)

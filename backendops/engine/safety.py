@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -25,6 +25,8 @@ TIMES_THE_LARGEST: Final = 20
 ALWAYS_ALLOWED: Final = 1000
 
 _ENDLESS: Final = float("inf")
+# How the keys of `rules` begin (jobs/rules.py): the first that matches decides, so their order counts.
+_RULE: Final = "the rule "
 
 
 def check_keeps(job: Job) -> None:
@@ -82,14 +84,11 @@ class KeepsBefore:
         """What got shorter since, in words; None where nothing did, or where nothing is remembered."""
         before = self._recall()
         now = {key: (str(keep), _seconds(keep)) for key, keep in job.keeps().items()}
+        if self._watermarks.failed and now:
+            return "how long results were kept before cannot be read, as the ledger fails"
         if not before or not now:
             return None
-        for key in [*now, *(key for key in before if key not in now)]:
-            # A key that comes or goes changes hands with the one for most results, which is the first.
-            was, is_now = before.get(key, next(iter(before.values()))), now.get(key, next(iter(now.values())))
-            if is_now[1] < was[1]:
-                return f"{key} went from {was[0]} to {is_now[0]}"
-        return None
+        return next(_shorter(before, now), None)
 
     def check(self, job: Job, preview: Preview, largest: int) -> None:
         """Raises BackendRefused where far more is due than in any of the last runs, after `keep` got shorter."""
@@ -116,3 +115,32 @@ class KeepsBefore:
 
 def _seconds(keep: Keep) -> float:
     return _ENDLESS if isinstance(keep, Forever) else keep.shortest.total_seconds()
+
+
+_Keeps = Mapping[str, tuple[str, float]]
+
+
+def _shorter(before: _Keeps, now: _Keeps) -> Iterator[str]:
+    main = next(iter(now))
+    for key, (keep, seconds) in now.items():
+        if key in before and seconds < before[key][1]:
+            yield f"{key} went from {before[key][0]} to {keep}"
+        was_before = _after(key, before) if key in before else ()
+        for later in _after(key, now):
+            # It takes results from what decides after it: what did so before is no change.
+            if later in before and later not in was_before and seconds < before[later][1]:
+                was, said = before[later][0], f"{key} ({keep}) decides before {later}"
+                yield f"{key} went from {was} to {keep}" if later == main else f"{said} ({was})"
+    for key, (keep, seconds) in before.items():
+        for later in _after(key, before) if key not in now else ():
+            if later in now and now[later][1] < seconds:
+                is_now, said = now[later][0], f"without {key} ({keep})"
+                yield f"{key} went from {keep} to {is_now}" if later == main else f"{said}, {later} ({is_now}) decides"
+
+
+def _after(key: str, keeps: Mapping[str, object]) -> list[str]:
+    """The keys that have the results which `key` leaves, or would without it; the one for most results is the first."""
+    keys = list(keeps)
+    if key.startswith(_RULE):
+        return [other for other in keys if not other.startswith(_RULE) or keys.index(other) > keys.index(key)]
+    return keys[:1] if key != keys[0] else []

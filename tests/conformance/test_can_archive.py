@@ -6,10 +6,12 @@ import contextlib
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg2
 import pytest
+from sqlalchemy import Connection
 
 from backendops.backends.postgres import PostgresBackend
 from backendops.backends.postgres.archive_table import create_partition, find_archive
@@ -562,6 +564,37 @@ def test_a_default_partition_that_somebody_made_and_filled(postgres: TableStore)
         assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) == 20
     assert len(postgres.ids(ARCHIVE)) == 21
     assert postgres.ids() == list(range(21, 41))
+
+
+def test_a_default_partition_that_takes_too_long_to_read_is_told_at_once(
+    postgres: TableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_celery_table(postgres.url, 40, due=1, spread=timedelta(days=60))
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)), stop_after=2)
+    postgres.execute(f"CREATE TABLE leftovers PARTITION OF {ARCHIVE} DEFAULT")
+    attached: list[str] = []
+
+    def execute(self: Connection, statement: Any, *values: Any, **options: Any) -> Any:
+        if "ATTACH PARTITION" in str(statement):
+            attached.append(str(statement))
+        return original(self, statement, *values, **options)
+
+    original = Connection.execute
+    monkeypatch.setattr(Connection, "execute", execute)
+    # A reader keeps it as busy as a scan of very many rows would.
+    limits = Limits(statement_timeout=timedelta(milliseconds=300))
+    with (
+        in_transaction(postgres.url, "SELECT FROM leftovers"),
+        postgres.opened(limits) as backend,
+        pytest.raises(BackendBusy, match="needs longer than statement_timeout") as busy,
+    ):
+        drive(backend.archive(older_than(), PLAN, TimedPace(10)))
+    assert "let a `partition` job empty" in busy.value.hint
+    assert len(attached) == 1
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(10)))
+    assert len(postgres.ids(ARCHIVE)) == 40
 
 
 def test_a_partition_that_is_being_detached_takes_no_rows(postgres: TableStore) -> None:

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from backendops.backends.sql_files import statements
-from backendops.contracts.capabilities import CanExpire
+from backendops.contracts.capabilities import ArchivePlan, CanExpire
 from backendops.contracts.retention import Retention, Rule
 from backendops.jobs.archive import Archive
 from backendops.jobs.expire import Expire
@@ -58,6 +58,36 @@ def test_an_archive_job_leaves_what_its_rules_keep_out(tables: TableStore) -> No
         drive(job.run(backend, datetime.now(UTC), FixedPace(7)))
     assert tables.execute(f"SELECT DISTINCT name FROM {ARCHIVE}") == [("reports.build",)]
     assert tables.execute(f"SELECT name, count(*) FROM {LIVE} GROUP BY name") == [("mail.send", 20)]
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
+def test_a_date_without_an_end_is_no_age(postgres: TableStore, indexed: bool, zone: str) -> None:
+    fill_celery_table(postgres.url, 40)
+    postgres.execute(f"UPDATE {LIVE} SET date_done = '-infinity' WHERE id IN (1, 30)")
+    if not indexed:
+        postgres.execute("DROP INDEX ix_celery_taskmeta_date_done")
+    every = postgres.ids()
+    now = datetime.now(UTC)
+    archive, remove = Retention(now - 14 * DAY), Retention(now - 7 * DAY)
+    with postgres.previewing(date_done_timezone=zone) as backend:
+        preview = backend.preview_expire(remove)
+    assert [finding.code for finding in preview.findings] == ["retention.no-age"]
+    assert "2 results" in preview.findings[0].sentence
+    assert preview.rows == 19
+    for run in ("archive", "expire"):
+        with postgres.opened(date_done_timezone=zone) as backend:
+            steps = drive(
+                backend.archive(archive, ArchivePlan(), FixedPace(4))
+                if run == "archive"
+                else backend.expire(remove, FixedPace(4))
+            )
+        assert [finding.code for step in steps for finding in step.findings] == ["retention.no-age"]
+        assert {1, 30} < set(postgres.ids())
+        if run == "archive":
+            assert sorted(postgres.ids() + postgres.ids(ARCHIVE)) == every
+            assert postgres.ids(ARCHIVE)
+    assert postgres.ids() == [1, *range(21, 41)]
 
 
 @pytest.mark.parametrize("columns", [True, False])

@@ -15,8 +15,11 @@ from backendops.backends.postgres.stuck import Mark, Marks, Now
 from backendops.backends.sql_files import statements
 from backendops.contracts.archive import Selection
 from backendops.contracts.capabilities import ArchivePlan, CanMoveStuck
-from backendops.contracts.run import NoWatermarks
+from backendops.contracts.run import NoWatermarks, Outcome, Trigger
+from backendops.engine.ledger import Ledger as EngineLedger
+from backendops.engine.runner import Runner
 from backendops.jobs.archive import Archive
+from backendops.policy.model import Pair
 from tests.celery_rows import _close, celery_app, celery_results, fill_celery_table
 from tests.conformance.postgres_store import in_transaction, opened, other_role
 from tests.conformance.stores import ARCHIVE, GROUPS, LIVE, FixedPace, TableStore, drive
@@ -88,6 +91,29 @@ def test_what_nothing_was_written_to_is_moved_with_a_mark(postgres: TableStore, 
     assert all(began - DAY < row.done_at < datetime.now(UTC) + DAY for row in rows)
     postgres.execute(f"DELETE FROM {LIVE} WHERE task_id = 'young'")
     assert postgres.checksum(LIVE, ARCHIVE) == before
+
+
+def test_a_plan_and_max_rows_count_what_a_run_would_find_stuck(postgres: TableStore) -> None:
+    celery_results(postgres.url, 2, started=9)
+    ledger, remembered = EngineLedger.in_memory(), Ledger()
+    runner = Runner(ledger)
+
+    def pair(**keys: int) -> Pair:
+        job = Archive.model_validate({"older_than": "7d", "stuck_after": "3d", **keys})
+        return Pair("archive", job, "results", postgres.backend(), None)
+
+    assert runner.run(pair(), Trigger.COMMAND).outcome is Outcome.COMPLETED
+    marks = ledger.watermarks("results")
+    key = f'stuck {AFTER.total_seconds():.0f} "public"."{LIVE}"'
+    remembered.remember(key, marks.recall(key) or "")
+    remembered.age(4 * DAY)
+    marks.remember(key, remembered._values[key])
+    assert runner.preview(pair()).rows == 9
+    assert marks.recall(key) == remembered._values[key], "looking leaves no trace"
+    assert runner.run(pair(max_rows=8), Trigger.COMMAND).outcome is Outcome.REFUSED
+    report = runner.run(pair(max_rows=9), Trigger.COMMAND)
+    assert (report.outcome, report.rows) == (Outcome.COMPLETED, 9)
+    ledger.close()
 
 
 def test_a_task_that_is_retried_for_days_is_not_stuck(postgres: TableStore) -> None:

@@ -28,6 +28,10 @@ from tests.celery_writers import writers
 from tests.conformance.postgres_store import opened, sql
 
 MOST_MILLISECONDS = 50.0
+# A look takes a few milliseconds beside four writers, and a hold is seen from one look to the one after it.
+LOOKING = 15.0
+# Writers queue behind a lock that is waited for: lock_timeout (2 s) is the most that DDL may keep one.
+MOST_WAIT = 2.0
 _HELD = """
     SELECT count(*) FROM pg_locks AS l JOIN pg_class AS c ON c.oid = l.relation
     WHERE l.mode = 'AccessExclusiveLock' AND l.granted AND c.relname LIKE 'celery_taskmeta%' AND c.relkind IN ('r', 'p')
@@ -132,8 +136,9 @@ def _prove(url: str, rows: int, by: ConvertBy, directory: Path) -> bool:
     print(f"  rows from before: {'unchanged' if after == before else 'CHANGED'}")
     print(f"  exclusive lock, as the commands say: longest {max(holds):.1f} ms of {len(holds)}")
     print(f"  exclusive lock, as pg_locks shows it: longest {seen:.1f} ms of {len(watch.holds)} seen")
-    print(f"  a writer's longest call: {told['longest'] * 1000:.0f} ms")
-    return not lost and not twice and after == before and not told["errors"] and max(holds) <= MOST_MILLISECONDS
+    print(f"  a writer's longest call: {told['longest'] * 1000:.0f} ms (at most {MOST_WAIT * 1000:.0f})")
+    is_short = max(holds) <= MOST_MILLISECONDS and seen <= MOST_MILLISECONDS + LOOKING and told["longest"] <= MOST_WAIT
+    return not lost and not twice and after == before and not told["errors"] and is_short
 
 
 def _timed(what: str, url: str, steps: object) -> list[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from backendops.contracts.backend import Standing
 from backendops.contracts.capabilities import Pressure
@@ -16,6 +18,7 @@ from backendops.contracts.units import FOREVER, Duration, Keep
 from backendops.engine.ledger import Ledger
 from backendops.engine.runner import Runner
 from backendops.engine.safety import KeepsBefore
+from backendops.jobs.expire import Expire
 from backendops.policy.model import Pair
 from tests.unit.toys import START, FakeClock, FakeStop, ToyBackend, ToyJob, ToyProbe, toy_pair
 
@@ -86,6 +89,51 @@ def test_what_counts_as_shorter(before: dict[str, str], now: dict[str, str], wha
     assert keeps.shortened(Keeping(keep=now)) is None, "a job that never ran has nothing to compare with"
     keeps.remember(Keeping(keep=before))
     assert keeps.shortened(Keeping(keep=now)) == what
+
+
+R1, R2 = {"task": "reports.*", "keep": "forever"}, {"state": "SUCCESS", "keep": "1d"}
+SAID_1, SAID_2 = "the rule {task: reports.*}", "the rule {state: SUCCESS}"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "what"),
+    [
+        ([R1, R2], [R1, R2], None),
+        ([R1, R2], [R2, R1], f"{SAID_2} (1d) decides before {SAID_1} (forever)"),
+        ([R2, R1], [R1, R2], None),
+        ([R1], [R2, R1], f"{SAID_2} (1d) decides before {SAID_1} (forever)"),
+        ([R1], [{**R2, "keep": "2d"}, R1], f"{SAID_2} (2d) decides before {SAID_1} (forever)"),
+        ([R1], [R1, {**R2, "keep": "2d"}], None),
+        ([R1, {**R2, "keep": "2d"}], [{**R2, "keep": "2d"}], f"{SAID_1} went from forever to 1d"),
+        ([{**R2, "keep": "2d"}, R1], [R1], f"{SAID_2} went from 2d to 1d"),
+    ],
+)
+def test_the_order_of_rules_counts(before: list[Any], now: list[Any], what: str | None) -> None:
+    keeps = KeepsBefore(NoWatermarks(), "expire")
+    keeps.remember(Expire.model_validate({"keep": "1d", "rules": before}))
+    assert keeps.shortened(Expire.model_validate({"keep": "1d", "rules": now})) == what
+
+
+def test_the_order_of_states_does_not_count() -> None:
+    keeps = KeepsBefore(NoWatermarks(), "expire")
+    keeps.remember(Expire.model_validate({"keep": "30d", "keep_by_state": {"FAILURE": "90d", "SUCCESS": "1d"}}))
+    states = {"SUCCESS": "1d", "REVOKED": "40d", "FAILURE": "90d"}
+    assert keeps.shortened(Expire.model_validate({"keep": "30d", "keep_by_state": states})) is None
+
+
+def test_a_ledger_that_cannot_be_read_lets_nothing_large_pass(tmp_path: Path) -> None:
+    clock = FakeClock()
+    ledger = Ledger.open(str(tmp_path))
+    runner = Runner(ledger, stop=FakeStop(clock), clock=clock)
+    assert run(runner, "30d", 5000) is Outcome.COMPLETED
+    with ledger._engine.begin() as connection:
+        connection.execute(text("ALTER TABLE backendops_watermarks RENAME TO lost"))
+    assert run(runner, "30d", 1000) is Outcome.COMPLETED
+    report = runner.run(keeping("3d", 20_000), Trigger.SCHEDULE)
+    assert report.outcome is Outcome.REFUSED
+    assert report.error.startswith("how long results were kept before cannot be read, as the ledger fails, and now")
+    assert run(runner, "30d", 20_000, accept_volume=True) is Outcome.COMPLETED
+    ledger.close()
 
 
 @pytest.mark.parametrize("garbage", ["", "[]", "null", '{"keep": 3}', '{"keep": ["30d"]}', "{"])

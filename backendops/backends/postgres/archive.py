@@ -19,10 +19,11 @@ from backendops.backends.postgres.drift import columns_to_add
 from backendops.backends.postgres.filters import make_filters
 from backendops.backends.postgres.intercepted import refuse_intercepted
 from backendops.backends.postgres.periods import period_start
+from backendops.backends.postgres.ranges import Span
 from backendops.backends.postgres.survey import Target
 from backendops.backends.postgres.sweep import preview_sweep, sweep
 from backendops.backends.postgres.tables import quoted
-from backendops.backends.postgres.walk import Deed, Span, walked_column
+from backendops.backends.postgres.walk import Deed, walked_column
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import ArchivePlan, CanArchive
 from backendops.contracts.errors import BackendBusy

@@ -14,12 +14,12 @@ from sqlalchemy import Connection
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.drift import DONE_AT, NEEDED, columns_to_add, refuse_own_columns
-from backendops.backends.postgres.errors import CHECK_VIOLATION, code_of
+from backendops.backends.postgres.errors import CHECK_VIOLATION, STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.periods import fit, free_period, partition_name
 from backendops.backends.postgres.tables import Column, LiveTable, list_columns, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import ArchivePlan, Every
-from backendops.contracts.errors import BackendError, BackendRefused
+from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
 
 # A period's name can be taken by a partition that was detached, kept and is late for its drop; nine is plenty.
 NAME_TRIES: Final = 9
@@ -266,9 +266,14 @@ def create_partition(
     try:
         return with_ddl(session, make)
     except BackendError as error:
+        default, code = next((one for one in archive.others if one.is_default), None), code_of(error)
         # A DEFAULT partition that somebody made already holds rows of this period: they and ours stay there.
-        if code_of(error) == CHECK_VIOLATION and any(one.is_default for one in archive.others):
+        if default is not None and code == CHECK_VIOLATION:
             return archive
+        if default is not None and code == STATEMENT_TIMEOUT and not session.interrupted:
+            # Not as the server's error: no smaller batch reads less of it, and each try keeps everybody out of it.
+            said = f"a partition of {archive.sql_name} for {moment:%Y-%m-%d} needs longer than statement_timeout"
+            raise BackendBusy(said, f"let a `partition` job empty {default.sql_name}, which is read for it") from None
         raise
 
 

@@ -40,7 +40,8 @@ def due_in(live: LiveTable, retention: Retention, zone: ZoneInfo, newest: dateti
     if due.latest is None:
         return None
     latest = naive(due.latest, zone)
-    date = f"date_done < {_limit(due, live, zone, values)}"
+    # A date without an end says nothing about an age: such a row stays, and the survey says so.
+    date = f"isfinite(date_done) AND date_done < {_limit(due, live, zone, values)}"
     if newest is not None:
         latest, values["newest"] = min(latest, newest), newest
         date = f"{date} AND date_done < CAST(:newest AS timestamp)"

@@ -1,13 +1,15 @@
-"""Full and short passes: what an earlier pass has already looked at need not be read again every quarter of an hour."""
+"""Full and short passes: what an earlier run has already looked at need not be read again every quarter of an hour."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any, Final
 
 from backendops.backends.postgres.due import Due
+from backendops.backends.postgres.ranges import Key
 from backendops.backends.postgres.tables import LiveTable
 from backendops.contracts.run import Watermarks
 
@@ -17,71 +19,121 @@ FULL_EVERY: Final = timedelta(days=1)
 # A short pass by date looks back this far behind what was already done: the usual lateness of a commit or a clock.
 LATENESS: Final = timedelta(hours=1)
 # A short pass by id ends after so many rows that all finished after every cutoff: ids follow time, roughly. As many
-# tasks would have to be under way at once for an older result to come after them.
+# tasks would have to be under way at once for an older result to come after them. It begins as many before the last
+# rows that were due.
 QUIET_ROWS: Final = 50_000
-
-
 # Fewer kept rows than this are read in a fraction of a second: every pass looks at all of them.
 WORTH_SKIPPING: Final = 100_000
+# The first row is one step into the index. A look that takes longer steps over what is removed and cannot be vacuumed
+# yet, because a dump or a forgotten transaction may still see it: so much that it may end in a timeout tomorrow.
+SLOW_LOOK: Final = timedelta(seconds=1)
+# A killed process costs as much reading; each time is a write to the ledger.
+REMEMBER_EVERY: Final = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of date_done's range; `low` None is its beginning."""
+    """A part of the walked column's range; `low` None is the table's beginning."""
 
-    low: datetime | None
-    end: datetime
+    low: Key | None
+    end: Key
 
 
 class Pass:
     """One pass over one table for one job: full, or short where a full one within a day read very many kept rows.
 
-    What it remembers costs reading when it is lost, never a row.
+    A full one goes on where the last run had to end, until it reaches the end, and only then begins again: however much
+    is kept, what is due behind it is reached. What is remembered costs reading when it is lost, never a row.
     """
 
-    def __init__(self, watermarks: Watermarks, live: LiveTable, due: Due, job: str) -> None:
+    def __init__(self, watermarks: Watermarks, live: LiveTable, due: Due, job: str, by: str) -> None:
         self._watermarks = watermarks
         self._due = due
+        self._by = by
         self._key = f"{job} {live.sql_name}"
-        self._began = datetime.now(UTC)
-        self._rules = json.dumps([due.sql, {k: v for k, v in due.values.items() if isinstance(v, str)}])
+        self._now = datetime.now(UTC)
+        self._rules = json.dumps([by, due.sql, {k: v for k, v in due.values.items() if isinstance(v, str)}])
         self._last = self._recall()
-        self._kept = 0
-        self._quiet_rows = 0
+        self.emptied_to: Key | None = self._key_of(self._last.get("emptied"))
+        """Up to here nothing was left, the last time that somebody looked."""
+        self._slow = self._last.get("slow")
+        self._due_from: Key | None = self._key_of(self._last.get("due_from"))
+        place = self._last.get("place") or {}
+        self._reached: Key | None = self._key_of(place.get("at"))
+        self.is_resumed = self._reached is not None
+        """Does it go on where an earlier run had to end?"""
+        self._began: str = place.get("began") or self._now.isoformat()
+        self._first_cutoffs: dict[str, str] = place.get("cutoffs") or self._written_cutoffs()
+        self._kept: int = place.get("kept", 0)
+        self._has_left: bool = place.get("has_left", False)
+        self._keeps_place = self.is_resumed or not self.is_short
         self._is_whole = True
+        self._has_moved = False
+        self._remembered_at = monotonic()
+        self._quiet_rows = 0
 
     @property
     def is_short(self) -> bool:
         """Has everything been looked at within a day, and was it much?"""
         full = self._last.get("full")
-        if full is None or self._last.get("kept", 0) < WORTH_SKIPPING:
+        if self.is_resumed or full is None or self._last.get("kept", 0) < WORTH_SKIPPING:
             return False
-        return timedelta() <= self._began - datetime.fromisoformat(full) < FULL_EVERY
+        return self._is_of_today(full)
 
     def windows(self) -> tuple[Window, ...]:
-        """The parts of the table in which a row can have become due since the last pass, in order.
+        """The parts of a table by date in which a row can have become due since the last pass, in order.
 
-        With one cutoff that is everything before it. With several, rows that are kept longer lie before it: a short
-        pass looks only at what each cutoff has moved over.
+        A full pass looks at everything before the latest cutoff. Where very many rows before it are kept longer, or for
+        ever, a short one looks only at what each cutoff has moved over.
         """
-        whole = (Window(None, self._due.latest),)
         before = self._last.get("cutoffs", {})
         cutoffs = self._cutoffs()
-        if len(cutoffs) == 1 or not self.is_short or before.keys() != cutoffs.keys():
-            return whole
+        if not self.is_short or before.keys() != cutoffs.keys():
+            return (Window(self._start, self._due.latest),)
         self._is_whole = False
-        windows: list[Window] = []
+        windows: list[tuple[datetime, datetime]] = []
         for name, end in sorted(cutoffs.items(), key=lambda item: item[1]):
             low = datetime.fromisoformat(before[name]) - LATENESS
-            if windows and low <= windows[-1].end:
-                windows[-1] = Window(min(windows[-1].low or low, low), end)
+            if windows and low <= windows[-1][1]:
+                windows[-1] = (min(windows[-1][0], low), end)
             elif low < end:
-                windows.append(Window(low, end))
-        return tuple(windows)
+                windows.append((low, end))
+        return tuple(Window(low, end) for low, end in windows)
 
-    def has_read(self, kept: int) -> None:
-        """A range was taken, and so many of its rows were not due."""
+    def window_of_ids(self, last: int) -> Window:
+        """The same for a table by id: a short pass leaves out what lies far before the last rows that were due."""
+        if self.is_short and isinstance(self._due_from, int):
+            self._is_whole = False
+            return Window(self._due_from - QUIET_ROWS, last + 1)
+        return Window(self._start, last + 1)
+
+    @property
+    def _start(self) -> Key | None:
+        if self.is_resumed:
+            return self._reached
+        return self.emptied_to if self._slow is not None and self._is_of_today(self._slow) else None
+
+    def looked_for_the_first(self, took: timedelta | None) -> None:
+        """So long it took to find the first row, or it timed out: then that is not looked for again within a day."""
+        self._slow = self._now.isoformat() if took is None or took >= SLOW_LOOK else None
+
+    def has_read(self, kept: int, locked: int) -> None:
+        """A range was taken; so many of its rows were not due, and so many others held."""
         self._kept += kept
+        self._has_left = self._has_left or locked > 0
+
+    def has_reached(self, place: Key) -> None:
+        """Everything before `place` was looked at."""
+        self._reached, self._has_moved = place, True
+        if monotonic() - self._remembered_at >= REMEMBER_EVERY.total_seconds():
+            self.interrupted()
+
+    def interrupted(self, *, failed: bool = False) -> None:
+        """The next run goes on from here; from the beginning where this one could not do a single range of it."""
+        if self._keeps_place:
+            here = None if self._reached is None or (failed and not self._has_moved) else self._place(self._reached)
+            self._remember({**self._last, "place": here})
+        self._remembered_at = monotonic()
 
     def is_over(self, rows: int, oldest: datetime | None) -> bool:
         """May a pass by id end here? Told of each range without a due row: its rows and its oldest date_done."""
@@ -91,22 +143,49 @@ class Pass:
         self._is_whole = False
         return True
 
-    def is_not_quiet(self) -> None:
-        """A range had due rows."""
+    def is_not_quiet(self, low: Key) -> None:
+        """The range from `low` on had due rows."""
         self._quiet_rows = 0
+        self._due_from = low
 
     def completed(self) -> None:
-        """The pass reached its end, and no due row was left behind."""
-        now = {
-            "rules": self._rules,
-            "full": self._began.isoformat() if self._is_whole else self._last.get("full"),
-            "kept": self._kept if self._is_whole else self._last.get("kept"),
-            "cutoffs": {name: cutoff.isoformat() for name, cutoff in self._cutoffs().items()},
+        """The pass reached its end: the next one begins from the beginning."""
+        done = {**self._last, "place": None}
+        if not self._has_left:
+            # Of several runs: what became due behind the first of them since then is still to be looked at.
+            done["cutoffs"] = self._first_cutoffs
+            if self._is_whole:
+                done |= {"full": self._began, "kept": self._kept}
+        self._remember(done)
+
+    def _place(self, reached: Key) -> dict[str, Any]:
+        return {
+            "at": _written(reached),
+            "began": self._began,
+            "cutoffs": self._first_cutoffs,
+            "kept": self._kept,
+            "has_left": self._has_left,
         }
-        self._watermarks.remember(self._key, json.dumps(now))
+
+    def _remember(self, what: dict[str, Any]) -> None:
+        known = {"rules": self._rules, "slow": self._slow}
+        known |= {"emptied": _written(self.emptied_to), "due_from": _written(self._due_from)}
+        self._last = {**what, **known}
+        self._watermarks.remember(self._key, json.dumps(self._last))
 
     def _cutoffs(self) -> dict[str, datetime]:
         return {name: value for name, value in self._due.values.items() if isinstance(value, datetime)}
+
+    def _written_cutoffs(self) -> dict[str, str]:
+        return {name: cutoff.isoformat() for name, cutoff in self._cutoffs().items()}
+
+    def _is_of_today(self, moment: str) -> bool:
+        return timedelta() <= self._now - datetime.fromisoformat(moment) < FULL_EVERY
+
+    def _key_of(self, written: Any) -> Key | None:
+        if self._by == "date_done" and isinstance(written, str):
+            return datetime.fromisoformat(written)
+        return written if isinstance(written, int) else None
 
     def _recall(self) -> dict[str, Any]:
         try:
@@ -114,3 +193,7 @@ class Pass:
         except ValueError:
             return {}
         return last if isinstance(last, dict) and last.get("rules") == self._rules else {}
+
+
+def _written(key: Key | None) -> str | int | None:
+    return key.isoformat() if isinstance(key, datetime) else key

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -16,7 +16,7 @@ from backendops.backends.sql import SAMPLE, nothing_named
 from backendops.backends.sql_files import load
 from backendops.contracts import metrics
 from backendops.contracts.errors import BackendBusy
-from backendops.contracts.readings import Finding, Reading
+from backendops.contracts.readings import Finding, Reading, Severity
 from backendops.contracts.retention import Retention
 
 # A run wants a figure for its progress, not the truth: a second counts some million rows of an index.
@@ -42,6 +42,7 @@ class Counted:
     rows: int
     oldest: datetime | None
     exact: bool
+    findings: tuple[Finding, ...] = ()
 
 
 def survey(session: PostgresSession, retention: Retention) -> tuple[tuple[Target, ...], tuple[Finding, ...]]:
@@ -106,7 +107,7 @@ def count_due(session: PostgresSession, target: Target, budget: timedelta) -> Co
     if target.members is None or not dated.rows:
         return dated
     held, is_all = target.members.held(budget)
-    return Counted(max(dated.rows - held, 0), dated.oldest, dated.exact and is_all)
+    return replace(dated, rows=max(dated.rows - held, 0), exact=dated.exact and is_all)
 
 
 def _count_dated(session: PostgresSession, target: Target, budget: timedelta) -> Counted:
@@ -115,12 +116,22 @@ def _count_dated(session: PostgresSession, target: Target, budget: timedelta) ->
     try:
         with session.transaction(read_only=True, statement_timeout=budget) as connection:
             row = connection.execute(load("postgres", "walk", "count_due", slots), values).one()
-            return Counted(row[0], row.oldest, exact=True)
+            findings = (_ageless(target.live, row.endless),) if row.endless else ()
+            return Counted(row[0], row.oldest, exact=True, findings=findings)
     except BackendBusy:
         with session.transaction(read_only=True) as connection:
             plan = connection.execute(load("postgres", "walk", "estimate_due", slots), values).scalar_one()
             plan = json.loads(plan) if isinstance(plan, str) else plan
             return Counted(int(plan[0]["Plan"]["Plan Rows"]), None, exact=False)
+
+
+def _ageless(live: LiveTable, rows: int) -> Finding:
+    return Finding(
+        Severity.WARNING,
+        "retention.no-age",
+        f"{rows:,} results of {live.sql_name} have the date -infinity, which is no age: they stay",
+        "set date_done of those rows to when they finished, or to now: then they go in their time",
+    )
 
 
 def oldest_ages(session: PostgresSession, tables: Mapping[LiveTable, datetime | None]) -> tuple[Reading, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -20,7 +20,8 @@ from backendops.backends.postgres.errors import (
     STATEMENT_TIMEOUT,
     code_of,
 )
-from backendops.backends.postgres.passes import Pass
+from backendops.backends.postgres.passes import Pass, Window
+from backendops.backends.postgres.ranges import Key, Span, Taken
 from backendops.backends.postgres.survey import Target
 from backendops.backends.postgres.tables import LiveTable
 from backendops.backends.sql_files import load
@@ -31,39 +32,6 @@ from backendops.contracts.run import Pace
 LOCK_PATIENCE: Final = timedelta(milliseconds=50)
 # A range that fails three times, and cannot be made smaller, meets something that no waiting cures within this run.
 TRIES: Final = 3
-
-Key = datetime | int
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The rows from `low` up to `high`, which is not in it."""
-
-    low: Key
-    high: Key
-    size: int
-    """How many rows were asked for."""
-    full: bool
-    """Does it have as many?"""
-    crowded: bool = False
-    """Do more rows than were asked for share one value, so that the range cannot be cut to size?"""
-
-    @property
-    def values(self) -> dict[str, Key]:
-        """Its bounds as binds."""
-        return {"low": self.low, "high": self.high}
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What one batch did: its rows are committed."""
-
-    rows: int
-    seconds: float
-    """How long its rows were locked: only that is kept short, or a distant server's round trips would leave tiny
-    batches."""
-    locked: int = 0
-    """Due rows that other sessions' locks kept; they wait for the next run."""
 
 
 class _Uneven(Exception):
@@ -113,7 +81,7 @@ class Walk:
         self._settled: Mapping[str, list[int]] = {}
         self._deed = deed
         self._pace = pace
-        self._pass = Pass(session.watermarks, live, due, deed.job)
+        self._pass = Pass(session.watermarks, live, due, deed.job, self.by)
         self._slots = {"live": live.slot, "by": self.by, "due": due.sql, **deed.slots}
         self._is_unflushed = False
         self.emptied_to: Key | None = None
@@ -125,19 +93,22 @@ class Walk:
         Raises BackendBusy where a range that cannot be made smaller fails three times in a row.
         """
         try:
-            locked = yield from self._batches()
-        except BaseException:
+            yield from self._batches()
+        except BaseException as end:
+            self._pass.interrupted(failed=isinstance(end, BackendError))
             # It says how many rows it removed as well, and why it ended: that is what counts.
             with suppress(BackendError):
                 self._wait_for_disk()
             raise
         self._wait_for_disk()
-        if not locked:
-            self._pass.completed()
+        self._pass.completed()
 
-    def _batches(self) -> Generator[Taken, None, int]:
-        """As above; in the end how many rows others held."""
-        locked = 0
+    @property
+    def is_resumed(self) -> bool:
+        """Did it go on where an earlier run had to end?"""
+        return self._pass.is_resumed
+
+    def _batches(self) -> Iterator[Taken]:
         for low, end, is_from_start in self._courses():
             is_emptied = is_from_start
             for one in self._along(low, end):
@@ -145,16 +116,16 @@ class Walk:
                     yield Taken(0, 0.0)
                     continue
                 span, taken = one
-                locked += taken.locked
                 self._is_unflushed = self._is_unflushed or (self._deed.lazy and taken.rows > 0)
                 if is_emptied:
-                    self.emptied_to = span.low
                     is_emptied = span.full and taken.rows == span.size
-                self._pass.has_read(span.size - taken.rows if span.full and not span.crowded else 0)
+                    self.emptied_to = self._pass.emptied_to = span.high if is_emptied and taken.is_done else span.low
+                kept = span.size - taken.rows if span.full and not span.crowded else 0
+                self._pass.has_read(kept, taken.locked)
+                self._pass.has_reached(span.high if taken.is_done else span.low)
                 yield taken
                 if self.by == "id" and self._is_over(span, taken):
                     break
-        return locked
 
     def _wait_for_disk(self) -> None:
         if self._is_unflushed:
@@ -167,17 +138,36 @@ class Walk:
         if self.by == "id":
             with self._transaction() as connection:
                 last = connection.execute(load("postgres", "walk", "find_last", self._slots)).scalar_one()
-            windows: list[tuple[Key | None, Key]] = [] if last is None else [(None, last + 1)]
+            windows: tuple[Window, ...] = () if last is None else (self._pass.window_of_ids(last),)
         else:
-            windows = [(window.low, window.end) for window in self._pass.windows()]
-        for start, end in windows:
-            low = start
-            if low is None:
-                with self._transaction() as connection:
-                    first = load("postgres", "walk", "find_first", self._slots)
-                    low = connection.execute(first, {"end": end}).scalar_one()
-            if low is not None:
-                yield low, end, start is None
+            windows = self._pass.windows()
+        for window in windows:
+            is_from_start = window.low is None or window.low == self._pass.emptied_to
+            low = self._first(window.end) if window.low is None else window.low
+            # What is remembered may be of other cutoffs, or of a table that is emptied since.
+            if low is not None and low < window.end:  # type: ignore[operator] # both are of the walked column
+                if is_from_start:
+                    self.emptied_to = low
+                yield low, window.end, is_from_start
+
+    def _first(self, end: Key) -> Key | None:
+        began = monotonic()
+        try:
+            with self._transaction() as connection:
+                find = load("postgres", "walk", "find_first", self._slots)
+                low: Key | None = connection.execute(find, {"end": end}).scalar_one()
+                if low == datetime.min:  # noqa: DTZ901 - naive as date_done; the driver's word for -infinity
+                    find = load("postgres", "walk", "find_next", self._slots)
+                    low = connection.execute(find, {"low": low, "end": end}).scalar_one()
+        except BackendBusy as busy:
+            # Removed rows that no vacuum may clear away yet lie before it: an earlier run knows where they end.
+            low = self._pass.emptied_to
+            if low is None or self._session.interrupted or code_of(busy) != STATEMENT_TIMEOUT:
+                raise
+            self._pass.looked_for_the_first(None)
+            return low
+        self._pass.looked_for_the_first(timedelta(seconds=monotonic() - began))
+        return low
 
     def _along(self, start: Key, end: Key) -> Iterator[tuple[Span, Taken] | None]:
         """Each range that was taken; None where one failed and is tried again, which is a moment to stop."""
@@ -189,10 +179,11 @@ class Walk:
                 span = self._span(low, end, size)
                 self._deed.prepare(span, failed_check)
                 self._ask_members(span)
-                taken, is_done = self._take(span)
+                taken = self._take(span)
             except BackendError as error:
                 failures, failed_check = failures + 1, code_of(error) == CHECK_VIOLATION
-                may_pass = failed_check or isinstance(error, BackendBusy)
+                # Without the server's code it is ours, and names a way out that is not waiting.
+                may_pass = failed_check or (isinstance(error, BackendBusy) and code_of(error) is not None)
                 if failures == TRIES or self._session.interrupted or not may_pass:
                     raise
                 self._recover(error)
@@ -204,12 +195,12 @@ class Walk:
             failures, failed_check = 0, False
             self._pace.measured(size if span.full and not span.crowded else taken.rows, taken.seconds)
             yield span, taken
-            if is_done:
+            if taken.is_done:
                 low = span.high if span.high < end else None  # type: ignore[operator] # both are of the walked column
 
     def _is_over(self, span: Span, taken: Taken) -> bool:
         if taken.rows or taken.locked:
-            self._pass.is_not_quiet()
+            self._pass.is_not_quiet(span.low)
             return False
         if not self._pass.is_short:
             return False
@@ -237,11 +228,11 @@ class Walk:
             within = f"({self.by} >= :low AND {self.by} < :high)"
             self._settled = {"settled": self._members.settled(within, span.values, most=span.size)}
 
-    def _take(self, span: Span) -> tuple[Taken, bool]:
+    def _take(self, span: Span) -> Taken:
         values = {**self._due.values, **self._settled, **self._deed.values, **span.values}
         if not span.crowded:
             try:
-                return self._take_whole(values), True
+                return self._take_whole(values)
             except _Uneven:
                 pass
             except BackendBusy as busy:
@@ -255,7 +246,7 @@ class Walk:
             is_done, left = rows < span.size, 0
             if is_done:
                 left = connection.execute(load("postgres", "walk", "count_left", self._slots), values).scalar_one()
-        return Taken(rows, monotonic() - began, left), is_done
+        return Taken(rows, monotonic() - began, left, is_done)
 
     def _take_whole(self, values: Mapping[str, Any]) -> Taken:
         deed = self._deed

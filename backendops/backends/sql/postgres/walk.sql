@@ -35,10 +35,13 @@ FROM /* live */ celery_taskmeta
 WHERE /* by */ date_done >= :low AND /* by */ date_done < :high;
 
 -- name: count_due
--- How much there is to do, and from when the oldest of it is.
-SELECT count(*) AS rows, min(date_done) AT TIME ZONE :zone AS oldest
+-- How much there is to do, from when the oldest of it is, and what has no age (-infinity is before every cutoff).
+SELECT
+    count(*) FILTER (WHERE isfinite(date_done)) AS rows,
+    min(date_done) FILTER (WHERE isfinite(date_done)) AT TIME ZONE :zone AS oldest,
+    count(*) FILTER (WHERE NOT isfinite(date_done)) AS endless
 FROM /* live */ celery_taskmeta
-WHERE date_done < :latest AND /* due */ (date_done < :cutoff);
+WHERE date_done < :latest AND (/* due */ (date_done < :cutoff) OR date_done = '-infinity');
 
 -- name: estimate_due
 -- The planner's guess, where counting takes too long.
@@ -51,7 +54,7 @@ WHERE date_done < :latest AND /* due */ (date_done < :cutoff);
 -- entries stay until a vacuum.
 SELECT extract(epoch FROM now() - min(date_done) AT TIME ZONE :zone)::float8
 FROM /* live */ celery_taskmeta
-WHERE date_done >= :since;
+WHERE date_done >= :since AND isfinite(date_done);
 
 -- name: find_newest_by_date
 -- The last one of those that are kept whatever their age: from the end of the index, so many entries.
