@@ -71,22 +71,42 @@ def settings_of(keeps: Mapping[str, Keep]) -> str:
 
 
 class Completed:
-    """When a job last began a run that completed, by its settings: what it takes had been taken then."""
+    """When the runs of a job began that together took everything, by its settings.
+
+    A run that ends early leaves the rest to the next one, which may go on there: the first of them counts.
+    """
 
     def __init__(self, watermarks: Watermarks) -> None:
         self._watermarks = watermarks
 
-    def remember(self, job: str, settings: str, began: datetime) -> None:
-        """A run that began then has completed."""
-        self._watermarks.remember(self._key(job), json.dumps([settings, began.isoformat()]))
+    def begins(self, job: str, settings: str, at: datetime) -> None:
+        """A run begins: on a whole course, or on what is left of one."""
+        began, since = self._recall(job, settings)
+        self._remember(job, settings, began, since or at)
+
+    def completes(self, job: str, settings: str) -> None:
+        """That run has completed."""
+        began, since = self._recall(job, settings)
+        self._remember(job, settings, since or began, None)
 
     def began(self, behind: Behind) -> datetime | None:
-        """When the last one began; None where there was none with these settings, or nobody knows any more."""
+        """When the last whole course began; None where there was none with these settings, or nobody knows any more."""
+        return self._recall(behind.job, behind.settings)[0]
+
+    def _recall(self, job: str, settings: str) -> tuple[datetime | None, datetime | None]:
         try:
-            settings, began = json.loads(self._watermarks.recall(self._key(behind.job)) or "[null, null]")
-            return datetime.fromisoformat(began) if settings == behind.settings else None
-        except (ValueError, TypeError):
-            return None  # of another version: the next run of that job says it again
+            found = json.loads(self._watermarks.recall(self._key(job)) or "{}")
+            if found.get("settings") != settings:
+                return None, None
+            began, since = (found[name] and datetime.fromisoformat(found[name]) for name in ("began", "since"))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None, None  # of another version: the next run of that job says it again
+        else:
+            return began, since
+
+    def _remember(self, job: str, settings: str, began: datetime | None, since: datetime | None) -> None:
+        moments = {"began": began and began.isoformat(), "since": since and since.isoformat()}
+        self._watermarks.remember(self._key(job), json.dumps({"settings": settings, **moments}))
 
     def _key(self, job: str) -> str:
         return f"completed {job}"

@@ -186,10 +186,13 @@ class _Running:
                 )
             KeepsBefore(watermarks, self._pair.job_name).remember(job)
         run = self._begin()
+        course = Completed(watermarks) if job.takes_first else None
+        if course is not None:
+            course.begins(self._pair.job_name, settings_of(job.keeps()), self._started_at)
         drive = Drive(run, backend, lock, self._tally, self._ledger, self._stop, self._clock)
         outcome = drive.to_the_end(self._stepped, self._throttled)
-        if outcome is Outcome.COMPLETED and job.takes_first:
-            Completed(watermarks).remember(self._pair.job_name, settings_of(job.keeps()), self._started_at)
+        if course is not None and outcome is Outcome.COMPLETED:
+            course.completes(self._pair.job_name, settings_of(job.keeps()))
         return ending_of(outcome, self._pair, drive.ended_by or f"the process was asked to end ({self._stop.reason})")
 
     def _failed(self, error: Exception) -> Ending:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -112,9 +112,9 @@ def test_the_last_completed_run_of_the_archive_is_what_counts(daemon: Daemon, ta
     jobs = (ARCHIVING, "expire: {keep: 10d}")
     daemon.run("archive", *jobs)
     watermarks = daemon.ledger.watermarks("results")
-    settings, began = json.loads(watermarks.recall("completed archive") or "")
-    earlier = datetime.fromisoformat(began) - timedelta(days=5)
-    watermarks.remember("completed archive", json.dumps([settings, earlier.isoformat()]))
+    known = json.loads(watermarks.recall("completed archive") or "")
+    earlier = datetime.fromisoformat(known["began"]) - timedelta(days=5)
+    watermarks.remember("completed archive", json.dumps(known | {"began": earlier.isoformat()}))
     fill_celery_table(tables.url, 60)
     before = len(tables.ids())
     report = daemon.run("expire", *jobs)
@@ -123,3 +123,19 @@ def test_the_last_completed_run_of_the_archive_is_what_counts(daemon: Daemon, ta
     # Of those that finished 7 to 27 days ago the ones of over 13 days: so far the archive had been.
     assert 15 <= report.rows <= 25
     assert len(tables.ids()) == before - report.rows
+
+
+def test_a_run_that_ends_early_counts_from_its_beginning(daemon: Daemon, tables: TableStore) -> None:
+    """The next one may go on where it ended: what it does not look at again was looked at then."""
+    jobs = ("archive: {older_than: 8d, batch_size: 1, time_budget: 1ms}", "expire: {keep: 10d}")
+    (pair,) = daemon.policy(*jobs).pairs_of("archive")
+    runner, runs = Runner(daemon.ledger), 0
+    first = datetime.now(UTC)
+    while (report := runner.run(pair, Trigger.COMMAND)).outcome is Outcome.OUT_OF_TIME and runs < 5:
+        runs += 1
+        assert daemon.run("expire", *jobs).rows == 0
+    assert report.outcome is Outcome.OUT_OF_TIME
+    later = datetime.now(UTC)
+    daemon.run("archive", ARCHIVING, jobs[1])
+    known = json.loads(daemon.ledger.watermarks("results").recall("completed archive") or "")
+    assert first <= datetime.fromisoformat(known["began"]) < later

@@ -26,7 +26,10 @@ def partition(directory: Path, jobs: str, began: datetime | None = None) -> Part
     if began is not None:
         (archive,) = policy.pairs_of("archive")
         assert isinstance(archive.job, Archive)
-        Completed(ledger.watermarks("results")).remember("archive", settings_of(archive.job.keeps()), began)
+        completed, settings = Completed(ledger.watermarks("results")), settings_of(archive.job.keeps())
+        completed.begins("archive", settings, began)
+        completed.begins("archive", settings, began + timedelta(hours=1))  # the first one ended early
+        completed.completes("archive", settings)
     (pair,) = policy.pairs_of("partition")
     told = Runner(ledger).told(pair)
     assert isinstance(told, Partition)
