@@ -132,6 +132,8 @@ def on_one_backend(backend_name: str, backend: Backend, jobs: Mapping[str, Job])
         if isinstance(job, Archive):
             yield from _stuck(name, job, backend_name, backend)
             yield from _gone_before_archived(name, job, backend_name, backend, jobs)
+        if isinstance(job, Partition):
+            yield from _gone_with_partition(name, job, backend_name, jobs)
 
 
 def _stuck(name: str, job: Archive, backend_name: str, backend: Backend) -> Iterator[Fault]:
@@ -164,16 +166,6 @@ def _gone_before_archived(
             )
             break
     for name, job in jobs.items():
-        if isinstance(job, Partition):
-            # A partition of a converted live table goes whole: the archive has nothing to take from it afterwards.
-            for late in times:
-                if (older_than := finite(late.time)) is not None and not_longer(job.keep_live, older_than):
-                    yield Fault(
-                        ("jobs", name, "keep_live"),
-                        f"job {name!r} retires live partitions of {backend_name!r} after {job.keep_live}, "
-                        f"before {archive_name!r} archives {_them(late)} ({late.time}): make it longer",
-                    )
-                    break
         if not isinstance(job, Expire):
             continue
         earlier: list[Clause] = []
@@ -189,6 +181,65 @@ def _gone_before_archived(
                         )
                         break
             earlier.append(clause)
+
+
+def _gone_with_partition(name: str, job: Partition, backend_name: str, jobs: Mapping[str, Job]) -> Iterator[Fault]:
+    """A partition goes whole, whatever another job says of some of the results in it."""
+    expires = {other: each for other, each in jobs.items() if isinstance(each, Expire)}
+    archives = {other: each for other, each in jobs.items() if isinstance(each, Archive)}
+    retires = f"job {name!r} retires live partitions of {backend_name!r} after {job.keep_live}, "
+    for other, archive in archives.items():
+        times = clauses(other, archive)
+        for late in times:
+            if (older_than := finite(late.time)) is not None and not_longer(job.keep_live, older_than):
+                yield Fault(
+                    ("jobs", name, "keep_live"),
+                    f"{retires}before {other!r} archives {_them(late)} ({late.time}): make it longer",
+                )
+                break
+        # Where results expire by then, it is said how long those that are never archived are kept.
+        never = next((late for late in times if isinstance(late.time, Forever)), None)
+        if never is not None and finite(job.keep_live) is not None and not expires:
+            yield Fault(
+                ("jobs", name, "keep_live"),
+                f"{retires}with what {other!r} never archives ({{{never.about}}}): leave keep_live out, or archive "
+                "them before",
+            )
+        moved = next((one for one in times if _is_before(job.keep, one.time)), None)
+        if archive.to is None and moved is not None:
+            yield Fault(
+                ("jobs", name, "keep"),
+                f"job {name!r} retires partitions of the archive of {backend_name!r} after {job.keep}, no later than "
+                f"{other!r} moves {_them(moved)} there ({moved.time}): make it longer",
+            )
+    if (keep_live := finite(job.keep_live)) is None:
+        return
+    for other, expire in expires.items():
+        if expire.keep_newest is not None:
+            yield Fault(
+                ("jobs", name, "keep_live"),
+                f"{retires}with the {expire.keep_newest:,} newest that {other!r} keeps (keep_newest) where these are "
+                "older: leave one of them out",
+            )
+        earlier: list[Clause] = []
+        for clause in clauses(other, expire):
+            shadowed = any(each.covers(clause) for each in earlier)
+            earlier.append(clause)
+            if not shadowed and (isinstance(clause.time, Forever) or _is_shorter(keep_live, clause.time)):
+                yield Fault(
+                    ("jobs", name, "keep_live"),
+                    f"{retires}with {_said(clause)} that {other!r} keeps for {_long(clause.time)}: make it at least "
+                    "as long, or leave it out",
+                )
+                break
+
+
+def _is_before(keep: Keep, time: Keep) -> bool:
+    return (older_than := finite(time)) is not None and not_longer(keep, older_than)
+
+
+def _long(time: Keep) -> str:
+    return "ever" if isinstance(time, Forever) else str(time)
 
 
 def deciding(times: tuple[Clause, ...], clause: Clause, earlier: list[Clause]) -> Iterator[Clause]:
@@ -218,7 +269,15 @@ def finite(time: Keep) -> Duration | None:
 
 def not_longer(keep: Keep | None, older_than: Duration) -> bool:
     """Could results be gone at the moment they are due for the archive? The shortest calendar month decides."""
-    if keep is None or isinstance(keep, Forever):
-        return False
-    months = keep.months - older_than.months
-    return keep.rest - older_than.rest + timedelta(days=months * (28 if months > 0 else 31)) <= timedelta()
+    return keep is not None and not isinstance(keep, Forever) and _apart(keep, older_than) <= timedelta()
+
+
+def _is_shorter(keep_live: Duration, keep: Duration) -> bool:
+    """Could results be gone that are still to be kept?"""
+    return _apart(keep_live, keep) < timedelta()
+
+
+def _apart(one: Duration, other: Duration) -> timedelta:
+    """By how much one is longer than the other, at the least."""
+    months = one.months - other.months
+    return one.rest - other.rest + timedelta(days=months * (28 if months > 0 else 31))

@@ -328,6 +328,33 @@ CHECKS = {
         HEAD + "  partition: {keep_live: §5d}\n  archive: {older_than: 7d}\n",
         "job 'partition' retires live partitions of 'results' after 5d, before 'archive' archives them (1w)",
     ),
+    "gone with its partition, kept for ever": (
+        HEAD + "  expire: {keep: 7d, rules: [{task: 'audit.*', keep: forever}]}\n  partition: {keep_live: §30d}\n",
+        "job 'partition' retires live partitions of 'results' after 30d, with results of task: audit.* that 'expire' "
+        "keeps for ever: make it at least as long, or leave it out",
+    ),
+    "gone with its partition, kept by state": (
+        HEAD + "  expire: {keep: 7d, keep_by_state: {FAILURE: 90d}}\n  partition: {keep_live: §30d}\n",
+        "with FAILURE results that 'expire' keeps for 90d",
+    ),
+    "gone with its partition, kept": (
+        HEAD + "  expire: {keep: 1 month}\n  partition: {keep_live: §30d}\n",
+        "with results that 'expire' keeps for 1 month",
+    ),
+    "gone with its partition, the newest": (
+        HEAD + "  expire: {keep: 7d, keep_newest: 1000, backend: results}\n  partition: {keep_live: §30d}\n",
+        "with the 1,000 newest that 'expire' keeps (keep_newest) where these are older: leave one of them out",
+    ),
+    "gone with its partition, never archived": (
+        HEAD
+        + "  archive: {older_than: 7d, rules: [{queue: bulk, older_than: forever}]}\n  partition: {keep_live: §30d}\n",
+        "with what 'archive' never archives ({queue: bulk}): leave keep_live out, or archive them before",
+    ),
+    "retired as soon as archived": (
+        HEAD + "  archive: {older_than: 7d}\n  partition: {keep: §7d}\n",
+        "job 'partition' retires partitions of the archive of 'results' after 1w, no later than 'archive' moves them "
+        "there (1w): make it longer",
+    ),
     "gone by Celery": (
         HEAD.replace("/d}", "/d, result_expires: §1d}") + "  archive: {older_than: 7d}\n",
         "Celery removes results from 'results' after 1d, before 'archive' archives them",

@@ -103,6 +103,8 @@ GOOD = {
     "[{state: FAILURE, task: x, older_than: 20d}]}",
     "overlapping rules": "expire: {keep: 9d, rules: [{task: 'a.*', keep: 3d}, {task: '*.b', keep: 2d}, {queue: '*', "
     "keep: 1d}]}",
+    "gone before its partition": "expire: {keep: 20d, rules: [{queue: bulk, keep: 1d}]}\n  partition: {keep_live: 20d, "
+    "keep: 8d}\n  archive: {older_than: 7d, rules: [{queue: bulk, older_than: forever}]}",
 }
 
 
