@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from backendops.backends.postgres import PostgresBackend, live_lock, undo, undo_rows
+from backendops.backends.postgres import PostgresBackend, live_leaves, live_lock, undo, undo_rows
 from backendops.backends.postgres import convert as convert_module
 from backendops.backends.postgres.sent import Sent
 from backendops.contracts.capabilities import ArchivePlan, PartitionPlan
@@ -29,6 +30,8 @@ from tests.conformance.test_can_convert import (
     plan,
     undone,
 )
+
+PLAN = PartitionPlan(datetime.now(UTC), ArchivePlan(), 1, None, Duration.parse("7d"))
 
 
 @pytest.fixture
@@ -111,10 +114,45 @@ def test_a_tail_that_filled_up_is_closed_without_being_read_under_the_lock(
     tail = int(str(leaves(filled)[f"{LIVE}_tail"]).split("(")[1].split(")")[0].strip("'"))
     sql(filled, f"SELECT setval('task_id_sequence', {tail + 10})")
     celery_results(filled, 5)
-    wanted = PartitionPlan(datetime.now(UTC), ArchivePlan(), 1, None, Duration.parse("7d"))
-    told = told_by_the_server(filled, lambda backend: list(backend.maintain_partitions(wanted, TimedPace())), caplog)
+    told = told_by_the_server(filled, lambda backend: list(backend.maintain_partitions(PLAN, TimedPace())), caplog)
     assert f"{LIVE}_i{tail}" in leaves(filled)
     assert f'partition constraint for table "{LIVE}_tail" is implied by existing constraints' in told
+
+
+def test_results_that_come_while_a_filled_tail_is_closed_are_stored(
+    filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert(filled, plan("id", 1000))
+    tail = int(str(leaves(filled)[f"{LIVE}_tail"]).split("(")[1].split(")")[0].strip("'"))
+    sql(filled, f"SELECT setval('task_id_sequence', {tail + 10})")
+    celery_results(filled, 5)
+    rows, moment, came = everything(filled)[0], live_leaves.with_moment, []
+
+    def then_busy(*given: Any, **named: Any) -> Any:
+        seconds = moment(*given, **named)
+        if not came:
+            came.append(1500)
+            sql(filled, f"INSERT INTO {LIVE} (id, task_id, date_done) SELECT nextval('task_id_sequence'), n, now() "
+                "FROM generate_series(1, 1500) AS n")  # fmt: skip
+        return seconds
+
+    monkeypatch.setattr(live_leaves, "with_moment", then_busy)
+    with opened(filled) as backend:
+        list(backend.maintain_partitions(PLAN, TimedPace()))
+    assert everything(filled)[0] == rows + 1500
+    assert f"{LIVE}_i{tail}" in leaves(filled)
+
+
+def test_a_tail_that_nothing_came_to_is_closed_without_a_check(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    convert(filled, plan("id", 1000, ahead=1))
+    bound = "SELECT count(*) FROM pg_constraint WHERE conname = 'backendops_bound'"
+    seen = watch(monkeypatch, live_leaves, lambda: int(sql(filled, bound)[0][0]))
+    tail = str(leaves(filled)[f"{LIVE}_tail"])
+    with opened(filled) as backend:
+        list(backend.maintain_partitions(replace(PLAN, ahead=3), TimedPace()))
+    assert seen == [(0, 0), (0, 0)]
+    assert len(leaves(filled)) == 5
+    assert str(leaves(filled)[f"{LIVE}_tail"]) > tail
 
 
 def test_a_partition_of_a_time_is_taken_back_without_being_read_under_the_lock(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
-from math import ceil
 from typing import Final
 
 from sqlalchemy import Connection
@@ -24,15 +23,13 @@ from backendops.backends.postgres.convert_checks import (
 )
 from backendops.backends.postgres.convert_course import Course, new_names
 from backendops.backends.postgres.free_names import FreeNames
-from backendops.backends.postgres.live_leaves import leaf_rows, make_ahead
+from backendops.backends.postgres.live_leaves import fuse_ids, leaf_rows, make_ahead
 from backendops.backends.postgres.live_lock import held, still_bound, unbind, with_moment
 from backendops.backends.postgres.live_table import (
     LiveState,
     Marker,
-    ids_per_week,
     naive_in,
     newest_id,
-    oldest_result,
     read_live,
 )
 from backendops.backends.postgres.periods import fit, next_period, partition_name, period_start
@@ -46,10 +43,6 @@ from backendops.contracts.run import Pace, Step, Steps
 # Between the CHECK and the swap lie seconds. Were the process killed in them and never run again, results would be
 # refused from the bound on: it lies a week ahead, and whatever of ours runs next takes the CHECK away.
 FUSE: Final = timedelta(days=7)
-# By id a week is what the rate of the results makes of it. Where none is older than a day there is no rate yet to rely
-# on: ten results a second for a day.
-RATE_KNOWN: Final = timedelta(days=1)
-FUSE_IDS: Final = 1_000_000
 
 
 class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
@@ -100,10 +93,7 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
             leaf = free_name(connection, live.schema, fit(live.name, "_tail"))
             rows = leaf_rows(self, connection, live, plan.rows, plan.now)
             newest = newest_id(connection, live)
-            week = ids_per_week(self, connection, live, newest, plan.now)
-            oldest = oldest_result(self, connection, live)
-            is_young = oldest is None or oldest.done > plan.now - RATE_KNOWN
-            bound: int | datetime = newest + max(rows, ceil(week), FUSE_IDS if is_young else 0)
+            bound: int | datetime = newest + max(rows, fuse_ids(self, connection, live, newest, plan.now))
             upper = None
             marker = Marker("id", first, rows=plan.rows)
         else:

@@ -14,11 +14,19 @@ from backendops.backends.postgres.archive_table import free_name
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.convert_checks import LARGEST
 from backendops.backends.postgres.live_lock import held, still_bound, unbind, with_moment
-from backendops.backends.postgres.live_table import Leaf, LiveState, ids_per_week, naive_in, newest_id, read_live
+from backendops.backends.postgres.live_table import (
+    Leaf,
+    LiveState,
+    ids_per_week,
+    naive_in,
+    newest_id,
+    oldest_result,
+    read_live,
+)
 from backendops.backends.postgres.periods import fit, next_period, partition_name, period_start
 from backendops.backends.postgres.sent import Sent, leaf
 from backendops.backends.postgres.tables import LiveTable, quoted
-from backendops.backends.sql_files import literal
+from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import Every
 from backendops.contracts.errors import BackendBusy
 from backendops.contracts.readings import Finding, Severity
@@ -28,6 +36,13 @@ from backendops.contracts.run import Step, Steps
 FEWEST_IDS: Final = 10_000
 # A partition of a time that has begun could not be made without moving rows that Celery is writing.
 EARLIEST: Final = timedelta(hours=1)
+# While a CHECK bounds what Celery stores, that must not come near: a week of ids by the rate of the results. Where none
+# is older than a day there is no rate yet to rely on: ten results a second for a day.
+RATE_KNOWN: Final = timedelta(days=1)
+FUSE_IDS: Final = 1_000_000
+# A tail that has rows is read while it is bounded, which may take minutes, and a burst after a quiet month is in no
+# rate: four minutes of 400 results a second.
+BURST_IDS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +63,13 @@ def leaf_rows(
     # Rounded up to two digits: a name with 1300000 in it is easier on the eye.
     digits = int(10 ** max(0, len(str(ceil(week))) - 2))
     return max(FEWEST_IDS, ceil(week / digits) * digits)
+
+
+def fuse_ids(session: PostgresSession, connection: Connection, live: LiveTable, newest: int, now: datetime) -> int:
+    """How many ids a CHECK must leave free in front of the newest."""
+    oldest = oldest_result(session, connection, live)
+    is_young = oldest is None or oldest.done > now - RATE_KNOWN
+    return max(ceil(ids_per_week(session, connection, live, newest, now)), FUSE_IDS if is_young else 0)
 
 
 def look_ahead(
@@ -75,7 +97,7 @@ def make_ahead(session: PostgresSession, live: LiveTable, ahead: int, now: datet
         if state.marker is None or len(there.leaves) >= ahead:
             return
         if state.marker.by == "id":
-            step = _close_tail(session, live, state, there, rows)
+            step = _close_tail(session, live, state, there, rows, now)
         else:
             assert state.marker.every is not None  # noqa: S101 - by date
             step = _make_period(session, live, state, state.marker.every, now)
@@ -84,22 +106,26 @@ def make_ahead(session: PostgresSession, live: LiveTable, ahead: int, now: datet
             return
 
 
-def _close_tail(session: PostgresSession, live: LiveTable, state: LiveState, there: Ahead, rows: int) -> Step:
+def _close_tail(  # noqa: PLR0913, PLR0917 - where the table stands, and how large the next partition is to be
+    session: PostgresSession, live: LiveTable, state: LiveState, there: Ahead, rows: int, now: datetime
+) -> Step:
     """The tail becomes an ordinary partition and a new, empty one takes its place."""
     tail = state.newest
     if tail.kind != "tail":
         return _make_tail(session, live, state)
     assert isinstance(there.position, int) and isinstance(tail.lower, int)  # noqa: S101 - by id
-    upper = max(tail.lower, there.position) + rows
+    with session.transaction() as connection:
+        untouched = there.position < tail.lower and _is_untouched(connection, tail)
+        fuse = max(rows, BURST_IDS, fuse_ids(session, connection, live, there.position, now))
+        name = free_name(connection, live.schema, fit(live.name, f"_i{tail.lower}"))
+        between = free_name(connection, live.schema, fit(live.name, f"_t{tail.lower}"))
+    upper = tail.lower + rows if untouched else max(tail.lower + rows, there.position + fuse)
     largest = LARGEST.get(next(column.type for column in live.columns if column.name == "id"), LARGEST["integer"])
     if upper >= largest:
         return Step(findings=(_no_ids_left(live, largest),))
-    with session.transaction() as connection:
-        name = free_name(connection, live.schema, fit(live.name, f"_i{tail.lower}"))
-        between = free_name(connection, live.schema, fit(live.name, f"_t{tail.lower}"))
     closed, fresh = {"live": live.slot, "leaf": _slot(live, name)}, {"live": live.slot, "leaf": tail.slot}
     # Made under the name that the old tail is to have, as its own is still taken; then they change names.
-    before = _made(live, state, closed["leaf"], tail.slot)
+    before = list(_made(live, state, closed["leaf"], tail.slot))
     close = [
         leaf("detach", fresh),
         leaf("attach_ids", fresh, lower=tail.lower, upper=upper),
@@ -109,9 +135,22 @@ def _close_tail(session: PostgresSession, live: LiveTable, state: LiveState, the
         leaf("rename_leaf", {"leaf": tail.slot, "name": literal(quoted(name))}),
         leaf("rename_leaf", {"leaf": _slot(live, between), "name": literal(quoted(tail.name))}),
     ]
-    bind = leaf("bound_ids_between", {"leaf": tail.slot}, lower=tail.lower, bound=upper)
-    seconds = _without_reading(session, live, tail, bind, close, before)
+    if untouched:
+        # There is nothing to read, and so nothing to be spared it by a CHECK that bounds what is stored meanwhile.
+        seconds = with_moment(session, live.slot, [tail.slot], close, lambda c: _is_untouched(c, tail), before)
+        if seconds is None:
+            return Step(what=f"left {tail.sql_name}: the first results came to it this very moment")
+    else:
+        bind = leaf("bound_ids_between", {"leaf": tail.slot}, lower=tail.lower, bound=upper)
+        seconds = _without_reading(session, live, tail, bind, close, before)
     return Step(what=f"made {name} of {live.sql_name}, for ids from {tail.lower:,} to {upper:,}{held(seconds)}")
+
+
+def _is_untouched(connection: Connection, tail: Leaf) -> bool:
+    untouched: bool = connection.execute(
+        load("postgres", "live_partition", "is_untouched"), {"oid": tail.oid}
+    ).scalar_one()
+    return untouched
 
 
 def _make_tail(session: PostgresSession, live: LiveTable, state: LiveState) -> Step:

@@ -169,6 +169,10 @@ ALTER TABLE /* leaf */ celery_taskmeta DROP CONSTRAINT IF EXISTS backendops_boun
 -- Read under the lock.
 SELECT NOT EXISTS (SELECT FROM /* leaf */ celery_taskmeta_tail);
 
+-- name: is_untouched
+-- Has nothing ever come to it? Told without reading what may be millions of dead rows.
+SELECT pg_catalog.pg_relation_size(CAST(:oid AS oid)::regclass) = 0;
+
 -- name: has_dates
 -- Results of a time that has a partition of its own, or is about to have one.
 SELECT EXISTS (
