@@ -87,9 +87,8 @@ class Partition(Job, ComesBehind):
         return job
 
     def keeps(self) -> Mapping[str, Keep]:
-        # Only a converted table has such partitions; a key that comes or goes must not look like a shorter `keep`.
-        live = {} if isinstance(self.keep_live, Forever) else {"keep_live": self.keep_live}
-        return {"keep": self.keep, **live}
+        # Both, always: a key that came or went would be compared with the other one, which is about other tables.
+        return {"keep": self.keep, "keep_live": self.keep_live}
 
     def plan(self, now: datetime) -> PartitionPlan:
         """Which partitions there should be at `now`."""

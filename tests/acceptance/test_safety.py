@@ -42,11 +42,15 @@ def execute(url: str, *statements: str) -> None:
             cursor.execute(statement)
 
 
-def left(url: str) -> int:
+def query(url: str, statement: str) -> int:
     with closing(psycopg2.connect(url.removeprefix("db+"))) as session, session.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM celery_taskmeta")
+        cursor.execute(statement)
         (rows,) = cursor.fetchone() or (0,)
         return int(rows)
+
+
+def left(url: str) -> int:
+    return query(url, "SELECT count(*) FROM celery_taskmeta")
 
 
 def said(ended: subprocess.CompletedProcess[str], code: int) -> str:
@@ -82,6 +86,40 @@ def test_a_keep_that_got_shorter(policy: Callable[..., Installed], results: str)
     assert (accepted.returncode, accepted.stdout) == (0, "expire on results: accepted (keep 1w)\n")
     assert command.run("run-once", "expire").returncode == 0
     assert left(results) == 0
+
+
+@pytest.mark.parametrize("key", ["keep", "keep_live"])
+def test_partitions_are_kept_by_the_same_limits(results: str, tmp_path: Path, key: str) -> None:
+    def written(keep: str) -> Installed:
+        jobs = "  archive: {older_than: 1d, every: day}\n" if key == "keep" else ""
+        return Installed.with_policy(
+            tmp_path,
+            f"backends:\n  results: {{url: '{results}'}}\njobs:\n{jobs}  partition: {{every: day, {key}: {keep}}}\n",
+        )
+
+    command = written("30d")
+    if key == "keep":
+        assert command.run("run-once", "archive").returncode == 0
+    else:
+        assert command.run("partition", "convert", "results").returncode == 0
+        # Everything has been stored in the next one for a while.
+        execute(results, "SELECT setval('task_id_sequence', 2000000)")
+    assert command.run("run-once", "partition").returncode == 0
+    count = "SELECT count(*) FROM celery_taskmeta" + ("_archive" if key == "keep" else "")
+    assert query(results, count) == ROWS
+    command = written("3d")
+    line = said(command.run("run-once", "partition"), 5)
+    assert f"refused: {key} went from 30d to 3d, and now " in line
+    assert "`backendops accept partition`" in line
+    assert query(results, count) == ROWS
+    (planned,) = json.loads(command.run("plan", "partition", "--json").stdout)
+    assert planned["rows"] > 1000
+
+    assert command.run("accept", "partition").returncode == 0
+    assert command.run("run-once", "partition").returncode == 0
+    assert query(results, count) < 200
+    (newest, *_) = json.loads(command.run("history", "partition", "--json").stdout)
+    assert newest["rows"] == planned["rows"]
 
 
 def test_accepting_at_once(policy: Callable[..., Installed], results: str) -> None:

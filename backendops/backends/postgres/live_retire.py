@@ -14,7 +14,7 @@ from backendops.backends.postgres.due import naive
 from backendops.backends.postgres.live_leaves import look_ahead
 from backendops.backends.postgres.live_lock import held, with_moment
 from backendops.backends.postgres.live_table import Leaf, LiveState
-from backendops.backends.postgres.quarantine import Retirement
+from backendops.backends.postgres.quarantine import Retirement, estimate_rows
 from backendops.backends.postgres.sent import Sent, leaf
 from backendops.backends.postgres.tables import LiveTable
 from backendops.backends.sql_files import load
@@ -80,6 +80,8 @@ def retire(session: PostgresSession, live: LiveTable, old: Old, default: Leaf | 
     """Detach a leaf, and begin its quarantine in the same transaction; looked at again under the lock."""
     one = old.leaf
     limit = naive(min(plan.live_cutoff or plan.now, plan.now), session.zone)
+    with session.transaction() as connection:
+        rows = estimate_rows(connection, [one.oid])
 
     def still(connection: Connection) -> bool:
         return read_ages(connection, one).is_past(limit)
@@ -97,8 +99,9 @@ def retire(session: PostgresSession, live: LiveTable, old: Old, default: Leaf | 
         yield Step(what=f"left {one.sql_name}: one of its results was stored again meanwhile")
         return
     yield Step(
+        rows=rows,
         what=f"detached {one.sql_name}; it is kept until {retirement.drop_after:%Y-%m-%d %H:%M} UTC, then dropped"
-        f"{held(seconds)}"
+        f"{held(seconds)}",
     )
 
 

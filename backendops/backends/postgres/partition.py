@@ -31,7 +31,7 @@ from backendops.backends.postgres.partition_archives import (
 )
 from backendops.backends.postgres.partition_drain import drain_default
 from backendops.backends.postgres.partition_work import NewPartition, Work, count_ahead
-from backendops.backends.postgres.quarantine import Detached, Retirement, retiring_partitions
+from backendops.backends.postgres.quarantine import Detached, Retirement, estimate_rows, retiring_partitions
 from backendops.backends.postgres.tables import FoundTables, LiveTable, find_tables
 from backendops.backends.sql_files import load
 from backendops.contracts import metrics
@@ -50,12 +50,16 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
             found = find_tables(self, connection)
             looked = self._look_at_all(connection, found, plan)
             lives = [look_at_live(self, connection, live, plan) for live in found.tables]
+            going = [partition.oid for one in looked for partition in one.work.retire]
+            going += [old.leaf.oid for one in lives for old in one.old if old.may_go]
+            rows = estimate_rows(connection, going)
         said = [one.in_words() for one in looked]
         said += [words for one in lives if (words := one.in_words(plan))]
         sql = [statement for one in looked for statement in one.statements()]
         sql += [statement for one in lives for statement in one.statements()]
         return Preview(
             "; ".join(said) or _nothing(plan),
+            rows=rows,
             statements=tuple(sql),
             readings=_readings(looked, lives, plan),
             findings=tuple(_findings(found, looked, lives, plan)),
@@ -134,7 +138,9 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
         for new in work.create:
             yield from self._create(archive, new, plan)
         for partition in work.retire:
-            yield self._retire(archive, partition, plan)
+            with self.transaction() as connection:
+                rows = estimate_rows(connection, [partition.oid])
+            yield replace(self._retire(archive, partition, plan), rows=rows)
         for left in work.drop:
             yield drop_detached(self, left)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Final, Literal, Self
@@ -109,6 +110,13 @@ def list_detached(connection: Connection, archive: str | None = None) -> tuple[D
         if retirement is not None and archive in (None, retirement.archive):
             found.append(Detached(row.oid, row.schema, row.name, row.bytes, row.comment, retirement, row.rows))
     return tuple(sorted(found, key=lambda one: (one.retirement.lower, one.name)))
+
+
+def estimate_rows(connection: Connection, oids: Iterable[int]) -> int:
+    """About how many rows these partitions have, without reading them."""
+    statement = load("postgres", "partition", "estimate_rows")
+    rows: int = connection.execute(statement, {"oids": list(oids)}).scalar_one()
+    return rows
 
 
 def retiring_partitions(connection: Connection, archive_oid: int) -> frozenset[int]:

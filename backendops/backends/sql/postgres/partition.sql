@@ -6,6 +6,19 @@ SELECT i.inhrelid AS oid, obj_description(i.inhrelid, 'pg_class') AS comment
 FROM pg_inherits AS i
 WHERE i.inhparent = CAST(:oid AS oid);
 
+-- name: estimate_rows
+-- As the server counted last. What it has not counted yet, by its size: results take some 400 bytes each.
+SELECT coalesce(sum(
+    CASE WHEN c.reltuples >= 0 THEN c.reltuples ELSE pg_catalog.pg_relation_size(c.oid) / 400 END
+), 0)::bigint
+FROM pg_catalog.pg_class AS c
+WHERE c.oid IN (
+    SELECT leaf.relid
+    FROM unnest(CAST(:oids AS oid[])) AS given (oid)
+    CROSS JOIN LATERAL pg_catalog.pg_partition_tree(given.oid) AS leaf
+    WHERE leaf.isleaf
+);
+
 -- name: list_detached
 -- Tables that carry our comment and are no longer part of anything: in quarantine, or left there by a crash.
 SELECT
