@@ -25,7 +25,7 @@ class PartitionShown:
     name: str
     schema: str
     state: str
-    """attached, default, tail, detaching, retiring or quarantined."""
+    """attached, default, tail, detaching, retiring, quarantined or emptying (its rows go back into the archive)."""
     bounds: str
     """As the server writes them."""
     rows: int

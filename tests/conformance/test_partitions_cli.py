@@ -92,13 +92,44 @@ def test_a_partition_is_taken_back_and_is_in_the_archive_again(called: Called) -
 
 def test_what_has_no_place_any_more_says_so(called: Called) -> None:
     name = oldest(called)
-    bounds = str(listed(called)[name]["bounds"])
-    sql(called.url, f"CREATE TABLE instead PARTITION OF {ARCHIVE} {bounds}")
-    refused = called("partitions", "reattach", name)
-    assert refused.return_value == 5
-    assert "overlap" in refused.output
     sql(called.url, f"DROP TABLE {ARCHIVE} CASCADE")
     assert called("partitions", "reattach", name).return_value == 5
+
+
+def test_the_rows_of_one_whose_place_is_taken_go_into_what_is_there(called: Called) -> None:
+    name = oldest(called)
+    rows = sql(called.url, f"SELECT (SELECT count(*) FROM {ARCHIVE}) + (SELECT count(*) FROM {name})")[0][0]
+    assert sql(called.url, f"SELECT count(*) > 0 FROM {name}") == [(True,)]
+    bounds = str(listed(called)[name]["bounds"])
+    sql(called.url, f"CREATE TABLE instead PARTITION OF {ARCHIVE} {bounds}")
+    called.policy.write_text(called.policy.read_text().replace("keep: 60d", "keep: 900d"))
+    done = called("partitions", "reattach", name)
+    assert (done.return_value, "the next run of the `partition` job moves its rows there" in done.output) == (0, True)
+    assert listed(called)[name]["state"] == "emptying"
+    assert called("run-once", "partition").return_value == 0
+    assert name not in listed(called)
+    assert sql(called.url, f"SELECT count(*) FROM {ARCHIVE}") == [(rows,)]
+    assert sql(called.url, f"SELECT count(*) FROM {name}") == [(0,)]
+
+
+def test_what_the_archive_got_meanwhile_is_given_to_a_partition_that_comes_back(called: Called) -> None:
+    name = oldest(called)
+    sql(
+        called.url,
+        f"ALTER TABLE {ARCHIVE} ADD COLUMN retried boolean NOT NULL DEFAULT false",
+        f"ALTER TABLE {ARCHIVE} ADD COLUMN word text COLLATE \"C\" DEFAULT 'a:b'",
+        f"CREATE INDEX ON {ARCHIVE} (status) WHERE status <> 'x:y'",
+    )
+    done = called("partitions", "reattach", name)
+    assert (done.return_value, listed(called)[name]["state"]) == (0, "attached"), done.output
+    assert "built an index of" in done.output
+    assert sql(called.url, f"SELECT count(*) FROM {ARCHIVE} WHERE retried IS NULL OR word IS NULL") == [(0,)]
+    # Nothing was built twice: every index of it is a part of one of the archive's.
+    assert sql(
+        called.url,
+        "SELECT count(*) FROM pg_index AS x JOIN pg_class AS c ON c.oid = x.indexrelid "
+        f"WHERE x.indrelid = '{name}'::regclass AND NOT c.relispartition",
+    ) == [(0,)]
 
 
 def test_drop_wants_a_name_a_yes_and_its_time(called: Called) -> None:
@@ -178,6 +209,30 @@ def test_a_live_partition_goes_into_quarantine_and_comes_back(postgres18_url: st
         assert listed(called)[leaf]["state"] == "attached"
         assert called("partition", "undo", "results").return_value == 0
         assert sql(postgres18_url, "SELECT count(*) FROM celery_taskmeta") == [(201,)]
+
+
+def test_a_partition_of_a_time_that_came_to_the_default_one_says_how_it_comes_back(
+    postgres18_url: str, tmp_path: Path
+) -> None:
+    called = Called(postgres18_url, tmp_path)
+    celery_results(postgres18_url, 3)
+    assert called("partition", "convert", "results", "--by", "date_done").return_value == 0
+    sql(
+        postgres18_url,
+        "CREATE TABLE old PARTITION OF celery_taskmeta FOR VALUES FROM ('2020-01-01') TO ('2021-01-01')",
+        "INSERT INTO celery_taskmeta (id, task_id, date_done) VALUES (901, 'in', '2020-05-05')",
+    )
+    assert called("run-once", "partition").return_value == 0
+    sql(postgres18_url, "INSERT INTO celery_taskmeta (id, task_id, date_done) VALUES (902, 'late', '2020-05-05')",
+        "INSERT INTO celery_taskmeta (id, task_id, date_done) VALUES (903, 'stays', '2021-05-05')",
+        "CREATE INDEX ON celery_taskmeta (status)")  # fmt: skip
+    refused = called("partitions", "reattach", "old")
+    assert refused.return_value == 5
+    assert "has results of its time" in refused.output
+    sql(postgres18_url, refused.output.split("move them first: ")[1].splitlines()[0].rstrip(";"))
+    assert called("partitions", "reattach", "old").return_value == 0
+    assert sql(postgres18_url, "SELECT task_id FROM old ORDER BY id") == [("in",), ("late",)]
+    assert sql(postgres18_url, "SELECT count(*) FROM celery_taskmeta") == [(6,)]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Final
 
 from sqlalchemy import Connection
 
@@ -36,10 +37,18 @@ from backendops.backends.postgres.tables import FoundTables, LiveTable, find_tab
 from backendops.backends.sql_files import load
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import CanPartition, KeptFor, PartitionPlan
-from backendops.contracts.errors import BackendBusy, BackendError, BackendLocked, BackendRefused
+from backendops.contracts.errors import (
+    BackendBusy,
+    BackendError,
+    BackendLocked,
+    BackendRefused,
+    BackendUnreachable,
+)
 from backendops.contracts.readings import Finding, Reading, Severity
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import format_bytes
+
+_WHO: Final = "Who: select pid, query from pg_stat_activity where state = 'idle in transaction'"
 
 
 class PartitionsOnPostgres(PostgresSession, CanPartition):
@@ -77,7 +86,9 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
             # One archive that is busy or not ours must not keep the others waiting; it is reported all the same.
             try:
                 yield from steps
-            except (BackendBusy, BackendRefused) as failure:
+            except BackendUnreachable:
+                raise
+            except BackendError as failure:
                 failures.append(failure)
         with self.transaction() as connection:
             looked = self._look_at_all(connection, found, plan)
@@ -135,6 +146,10 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
             yield self._finish(archive, partition, plan, ours=partition.oid in retiring)
         for left in work.note:
             yield self._quarantine(left.sql_name, left.slot, left.retirement, plan)
+        for partition in archive.partitions:
+            if partition.oid in retiring and partition not in work.retire:
+                with_ddl(self, lambda connection, slot=partition.slot: forget(connection, slot))  # type: ignore[misc] # mypy cannot infer it
+                yield Step(what=f"{partition.sql_name} stays: its comment of an earlier retirement is gone")
         for new in work.create:
             yield from self._create(archive, new, plan)
         for partition in work.retire:
@@ -178,20 +193,23 @@ class PartitionsOnPostgres(PostgresSession, CanPartition):
             # The server refuses CONCURRENTLY here.
             with_ddl(self, lambda connection: connection.execute(load("postgres", "partition", "detach", slots)))
         else:
-            self._detach_concurrently(partition, slots)
+            self._detach_concurrently(archive, partition, slots)
         return self._quarantine(partition.sql_name, partition.slot, retirement, plan)
 
-    def _detach_concurrently(self, partition: Partition, slots: dict[str, str]) -> None:
+    def _detach_concurrently(self, archive: ArchiveTable, partition: Partition, slots: dict[str, str]) -> None:
         try:
             with self.autocommit(self._limits.statement_timeout) as connection:
                 connection.execute(load("postgres", "partition", "detach_concurrently", slots))
         except BackendBusy as error:
             if code_of(error) != STATEMENT_TIMEOUT:
                 raise
+            with self.transaction() as connection:
+                pending = any(one.oid == partition.oid for one in refreshed(connection, archive).others)
+            until_then = "until then its rows are out of the archive and safe" if pending else "nothing was changed"
             raise BackendBusy(
-                f"{partition.sql_name} is used by a transaction that does not end: its detach stays pending",
-                "the next run finishes it; until then its rows are out of the archive and safe, and writers go on. "
-                "Who: select pid, query from pg_stat_activity where state = 'idle in transaction'",
+                f"{partition.sql_name} is used by a transaction that does not end: its detach "
+                f"{'stays pending' if pending else 'could not begin'}",
+                f"the next run finishes it; {until_then}, and writers go on. {_WHO}",
             ) from error
 
     def _finish(self, archive: ArchiveTable, partition: Partition, plan: PartitionPlan, *, ours: bool) -> Step:
@@ -239,6 +257,11 @@ def drop_detached(session: PostgresSession, left: Detached) -> Step:
 
 def _note(connection: Connection, slot: str, retirement: Retirement) -> None:
     connection.execute(load("postgres", "partition", "note", {"partition": slot}), {"comment": str(retirement)})
+
+
+def forget(connection: Connection, slot: str) -> None:
+    """An attached partition says no more that it is retired."""
+    connection.execute(load("postgres", "partition", "forget", {"partition": slot}))
 
 
 def _nothing(plan: PartitionPlan) -> str:

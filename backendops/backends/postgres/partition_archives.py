@@ -19,7 +19,7 @@ from backendops.backends.postgres.archive_table import (
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.lock import take_archive_lock
 from backendops.backends.postgres.partition_work import Work, decide
-from backendops.backends.postgres.quarantine import Detached, list_detached
+from backendops.backends.postgres.quarantine import Detached, foreign_partitions, list_detached
 from backendops.backends.postgres.register import Register
 from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.backends.sql_files import fill, load, statements
@@ -39,6 +39,8 @@ class Looked:
     work: Work
     delayed: tuple[Partition, ...] = ()
     """Past keeping, but a batch that is not settled is on its way into them or out of them."""
+    foreign: tuple[Partition, ...] = ()
+    """Past keeping, but another server keeps their rows."""
 
     @property
     def sql_name(self) -> str:
@@ -87,6 +89,13 @@ class Looked:
                 f"{left.sql_name} is in quarantine, but the policy would keep its rows now: it is not dropped",
                 left.way_back,
             )
+        for one in self.foreign:
+            yield Finding(
+                Severity.WARNING,
+                "partition.foreign",
+                f"{one.sql_name} is past keeping, but it is a foreign table: backendops does not retire it",
+                f"ALTER TABLE {self.sql_name} DETACH PARTITION {one.sql_name}; where it is not wanted any more",
+            )
         for one in self.delayed:
             yield Finding(
                 Severity.INFO,
@@ -112,7 +121,10 @@ def look(session: PostgresSession, connection: Connection, archive: ArchiveTable
     """The archive as it is, and what it needs."""
     detached = list_detached(connection, archive.sql_name)
     work = decide(archive.name, archive, detached, plan, session.zone)
-    return Looked(archive.schema, archive.name, archive, detached, work)
+    elsewhere = foreign_partitions(connection, archive.oid)
+    foreign = tuple(one for one in work.retire if one.oid in elsewhere)
+    work = replace(work, retire=tuple(one for one in work.retire if one not in foreign))
+    return Looked(archive.schema, archive.name, archive, detached, work, foreign=foreign)
 
 
 def look_at_own(session: PostgresSession, connection: Connection, live: LiveTable, plan: PartitionPlan) -> Looked:

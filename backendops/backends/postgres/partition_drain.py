@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from backendops.backends.postgres.archive_table import ArchiveTable, Partition, ensure_partitions
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.ddl import with_ddl
+from backendops.backends.postgres.quarantine import foreign_partitions
 from backendops.backends.postgres.tables import list_columns, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import Every
@@ -26,10 +27,20 @@ _MARK: Final = "former default"
 
 @dataclass(frozen=True, slots=True)
 class Former:
-    """A table that was an archive's default partition, and has rows that are still to go back into the archive."""
+    """A table that was a partition of an archive, its default one mostly, whose rows are still to go back into it."""
 
     oid: int
-    sql_name: str
+    schema: str
+    name: str
+    archive: str
+    """The archive it was part of, quoted and with its schema."""
+    rows: int
+    bytes: int
+
+    @property
+    def sql_name(self) -> str:
+        """Schema and name as SQL."""
+        return f"{quoted(self.schema)}.{quoted(self.name)}"
 
     @property
     def slot(self) -> str:
@@ -39,19 +50,30 @@ class Former:
 
 def filled_default(connection: Connection, archive: ArchiveTable) -> Partition | None:
     """The archive's default partition, where rows are in it: they stand in the way of partitions of their time."""
+    elsewhere = foreign_partitions(connection, archive.oid)
     for one in archive.others:
+        if not one.is_default or one.oid in elsewhere:
+            continue
         slots = {"partition": one.slot}
-        if one.is_default and connection.execute(load("postgres", "partition", "sample_default", slots)).scalar_one():
+        if connection.execute(load("postgres", "partition", "sample_default", slots)).scalar_one():
             return one
     return None
 
 
-def former_defaults(connection: Connection, archive: ArchiveTable) -> tuple[Former, ...]:
-    """Those that a run has taken out of the archive and not emptied yet."""
-    rows = connection.execute(load("postgres", "partition", "list_detached"))
-    return tuple(
-        Former(row.oid, f"{quoted(row.schema)}.{quoted(row.name)}") for row in rows if row.comment == _comment(archive)
-    )
+def former_defaults(connection: Connection, archive: str) -> tuple[Former, ...]:
+    """Those that were taken out of the archive and are not emptied yet."""
+    return tuple(one for one in all_formers(connection) if one.archive == archive)
+
+
+def all_formers(connection: Connection) -> Iterator[Former]:
+    """The same of every archive."""
+    for row in connection.execute(load("postgres", "partition", "list_detached")):
+        try:
+            fields = json.loads(row.comment)
+        except ValueError:
+            continue
+        if isinstance(fields, dict) and fields.get("backendops") == _MARK and isinstance(fields.get("archive"), str):
+            yield Former(row.oid, row.schema, row.name, fields["archive"], row.rows, row.bytes)
 
 
 def drain_default(session: PostgresSession, archive: ArchiveTable, every: Every, pace: Pace) -> Steps:
@@ -65,14 +87,16 @@ def drain_default(session: PostgresSession, archive: ArchiveTable, every: Every,
     if default is not None:
         slots = {"archive": archive.slot, "partition": default.slot}
 
+        comment = former_comment(archive.sql_name)
+
         def detach(connection: Connection) -> None:
             connection.execute(load("postgres", "partition", "detach", slots))
-            connection.execute(load("postgres", "partition", "note", slots), {"comment": _comment(archive)})
+            connection.execute(load("postgres", "partition", "note", slots), {"comment": comment})
 
         with_ddl(session, detach)
         yield Step(what=f"took the default partition {default.sql_name} out of {archive.sql_name}, to move its rows")
     with session.transaction() as connection:
-        formers = former_defaults(connection, archive)
+        formers = former_defaults(connection, archive.sql_name)
     for former in formers:
         yield from _empty(session, archive, former, every, pace)
 
@@ -83,7 +107,7 @@ def _empty(session: PostgresSession, archive: ArchiveTable, former: Former, ever
     # The archive may have got columns since it was taken out; what it has not got must not be lost.
     if unknown := set(own) - {column.name for column in archive.columns}:
         raise BackendRefused(
-            f"{former.sql_name}, which was the default partition of {archive.sql_name}, has columns of its own: "
+            f"{former.sql_name}, which was a partition of {archive.sql_name}, has columns of its own: "
             f"{', '.join(sorted(unknown))}",
             f"ALTER TABLE {archive.sql_name} ADD COLUMN …; of the same type, and run the job again",
         )
@@ -98,7 +122,12 @@ def _empty(session: PostgresSession, archive: ArchiveTable, former: Former, ever
         if first is None:
             break
         archive = ensure_partitions(session, archive, [first], every, session.zone)
-        end = next(one.end for one in archive.partitions if one.start <= first < one.end)
+        end = next((one.end for one in archive.partitions if one.start <= first < one.end), None)
+        if end is None:
+            # Another default partition that has come, or one whose detach is to be finished: this very run sees to it,
+            # or the next one.
+            yield Step(findings=(_in_the_way(former, first),))
+            return
         began, size = monotonic(), pace.size
         with session.transaction() as connection:
             statement = load("postgres", "partition", "find_bound", slots)
@@ -111,10 +140,10 @@ def _empty(session: PostgresSession, archive: ArchiveTable, former: Former, ever
         since = first.isoformat()
         pace.measured(rows, monotonic() - began)
         yield Step(rows=rows, what=f"moved out of {former.sql_name} into partitions of {archive.sql_name}")
-    yield Step(findings=tuple(_emptied(session, former, slots)))
+    yield Step(findings=tuple(_emptied(session, former)))
 
 
-def _emptied(session: PostgresSession, former: Former, slots: dict[str, str]) -> Iterator[Finding]:
+def _emptied(session: PostgresSession, former: Former) -> Iterator[Finding]:
     with session.transaction() as connection:
         left = connection.execute(
             load("postgres", "partition", "sample_default", {"partition": former.slot})
@@ -125,17 +154,27 @@ def _emptied(session: PostgresSession, former: Former, slots: dict[str, str]) ->
         yield Finding(
             Severity.WARNING,
             "partition.no-time",
-            f"{former.sql_name} has rows whose done_at is infinite: no partition takes them",
+            f"{former.sql_name} has rows whose done_at is infinite, or of an impossible year: no partition takes them",
             "give them a time, and run the job again",
         )
     else:
         yield Finding(
             Severity.INFO,
             "partition.default-emptied",
-            f"{former.sql_name}, which was the default partition of {slots['archive']}, is empty",
+            f"{former.sql_name}, which was a partition of {former.archive}, is empty",
             f"DROP TABLE {former.sql_name}; an archive of backendops needs no default partition",
         )
 
 
-def _comment(archive: ArchiveTable) -> str:
-    return json.dumps({"backendops": _MARK, "archive": archive.sql_name}, ensure_ascii=False)
+def _in_the_way(former: Former, first: datetime) -> Finding:
+    return Finding(
+        Severity.WARNING,
+        "partition.rows-wait",
+        f"rows of {former.sql_name} wait outside of {former.archive}: no partition can be made for {first:%Y-%m-%d}",
+        "the next run goes on, when the default partition or the one that is being detached there is out of the way",
+    )
+
+
+def former_comment(archive: str) -> str:
+    """What a table says of itself whose rows are to be moved into the archive of this name."""
+    return json.dumps({"backendops": _MARK, "archive": archive}, ensure_ascii=False)

@@ -9,7 +9,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 from backendops.backends.postgres.archive_table import ArchiveTable, Partition
-from backendops.backends.postgres.periods import free_period, next_period, partition_name, period_start
+from backendops.backends.postgres.periods import Span, free_period, next_period, partition_name, period_start
 from backendops.backends.postgres.quarantine import Detached
 from backendops.contracts.capabilities import Every, PartitionPlan
 
@@ -68,10 +68,11 @@ def decide(
             drop.append(one)
         else:
             waiting.append(one)
+    pending = [one for one in others if one.detach_pending]
     return Work(
-        finish=tuple(one for one in others if one.detach_pending),
+        finish=tuple(pending),
         note=tuple(one for one in detached if one.retirement.state == "retiring"),
-        create=tuple(_missing(name, [*partitions, *(one for one in others if one.detach_pending)], plan, zone)),
+        create=tuple(_missing(name, [*partitions, *pending], detached, plan, zone)),
         retire=tuple(_past_keeping(partitions, plan)),
         drop=tuple(drop),
         waiting=tuple(waiting),
@@ -101,12 +102,16 @@ def _past_keeping(partitions: Sequence[Partition], plan: PartitionPlan) -> Itera
             yield one
 
 
-def _missing(name: str, taken: Sequence[Partition], plan: PartitionPlan, zone: ZoneInfo) -> Iterator[NewPartition]:
+def _missing(
+    name: str, there: Sequence[Partition], detached: Sequence[Detached], plan: PartitionPlan, zone: ZoneInfo
+) -> Iterator[NewPartition]:
     every = plan.archive.every
+    # Where one is in quarantine there is no gap: it could not come back.
+    taken: tuple[Span, ...] = (*there, *detached)
     end = next_period(period_start(plan.now, every, zone), every, zone)
     for _ in range(plan.ahead):
         end = next_period(end, every, zone)
-    moment = _oldest_wanted(taken, plan, zone)
+    moment = _oldest_wanted(there, plan, zone)
     while moment < end:
         covering = next((one for one in taken if one.start <= moment < one.end), None)
         if covering is not None:
@@ -116,7 +121,7 @@ def _missing(name: str, taken: Sequence[Partition], plan: PartitionPlan, zone: Z
         yield NewPartition(partition_name(name, start, every, zone), start, moment)
 
 
-def _free(moment: datetime, every: Every, zone: ZoneInfo, taken: Sequence[Partition]) -> tuple[datetime, datetime]:
+def _free(moment: datetime, every: Every, zone: ZoneInfo, taken: Sequence[Span]) -> tuple[datetime, datetime]:
     period = free_period(moment, every, zone, taken)
     assert period is not None  # noqa: S101 - the caller has looked: nothing covers this moment
     return period

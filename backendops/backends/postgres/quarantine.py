@@ -88,6 +88,16 @@ class Detached:
         return literal(self.sql_name)
 
     @property
+    def start(self) -> datetime:
+        """The first moment that it holds."""
+        return self.retirement.lower
+
+    @property
+    def end(self) -> datetime:
+        """The first moment that it does not hold."""
+        return self.retirement.upper
+
+    @property
     def way_back(self) -> str:
         """The SQL that makes it part of its archive again."""
         return (
@@ -123,6 +133,12 @@ def retiring_partitions(connection: Connection, archive_oid: int) -> frozenset[i
     """The attached partitions, by oid, whose comment says that we were about to detach them."""
     rows = connection.execute(load("postgres", "partition", "list_comments"), {"oid": archive_oid})
     return frozenset(row.oid for row in rows if Retirement.parse(row.comment) is not None)
+
+
+def foreign_partitions(connection: Connection, archive_oid: int) -> frozenset[int]:
+    """The attached partitions, by oid, whose rows are kept by another server."""
+    rows = connection.execute(load("postgres", "partition", "list_comments"), {"oid": archive_oid})
+    return frozenset(row.oid for row in rows if row.is_foreign)
 
 
 def _moment(text: str) -> datetime:

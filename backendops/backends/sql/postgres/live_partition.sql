@@ -180,6 +180,16 @@ SELECT EXISTS (
     WHERE date_done >= CAST(:lower AS timestamp) AND date_done < CAST(:upper AS timestamp)
 );
 
+-- name: move_out_of_default
+-- For an operator: what stands in the way of a partition of that time.
+WITH moved AS (
+    DELETE FROM /* default */ celery_taskmeta_default
+    WHERE date_done >= :lower AND date_done < :upper
+    RETURNING /* columns */ id, task_id, status, result, date_done /* end */
+)
+INSERT INTO /* leaf */ celery_taskmeta_p2026_12 (/* columns */ id, task_id, status, result, date_done /* end */)
+SELECT /* columns */ id, task_id, status, result, date_done /* end */ FROM moved;
+
 -- name: read_ages
 -- From the index on date_done: when the newest result of a leaf finished, and whether one has not finished yet.
 SELECT

@@ -1,9 +1,11 @@
 -- How a partition is retired: detached, kept in quarantine, dropped. Every DDL statement runs under lock_timeout.
 
 -- name: list_comments
--- A partition that says it is being retired and is still attached met a crash or a busy table.
-SELECT i.inhrelid AS oid, obj_description(i.inhrelid, 'pg_class') AS comment
+-- A partition that says it is being retired and is still attached met a crash or a busy table. A foreign one keeps its
+-- rows elsewhere: it takes no such comment, and DROP TABLE does not drop it.
+SELECT i.inhrelid AS oid, c.relkind = 'f' AS is_foreign, obj_description(i.inhrelid, 'pg_class') AS comment
 FROM pg_inherits AS i
+JOIN pg_class AS c ON c.oid = i.inhrelid
 WHERE i.inhparent = CAST(:oid AS oid);
 
 -- name: estimate_rows
@@ -20,21 +22,25 @@ WHERE c.oid IN (
 );
 
 -- name: list_detached
--- Tables that carry our comment and are no longer part of anything: in quarantine, or left there by a crash.
+-- Tables that carry our comment and are no longer part of anything: in quarantine, or left there by a crash. Some are
+-- partitioned themselves.
 SELECT
     c.oid,
     n.nspname AS schema,
     c.relname AS name,
     d.description AS comment,
     greatest(c.reltuples, 0)::bigint AS rows,
-    pg_total_relation_size(c.oid) AS bytes
+    coalesce(
+        (SELECT sum(pg_total_relation_size(t.relid)) FROM pg_partition_tree(c.oid) AS t),
+        pg_total_relation_size(c.oid)
+    )::bigint AS bytes
 FROM pg_description AS d
 JOIN pg_class AS c ON c.oid = d.objoid
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE d.classoid = 'pg_class'::regclass
     AND d.objsubid = 0
     AND d.description LIKE '{"backendops"%'
-    AND c.relkind = 'r'
+    AND c.relkind IN ('r', 'p')
     AND NOT c.relispartition
 ORDER BY n.nspname, c.relname;
 
@@ -122,15 +128,16 @@ WHERE c.oid = to_regclass(CAST(:name AS text));
 COMMENT ON TABLE /* partition */ celery_taskmeta_archive_p2026_01 IS NULL;
 
 -- name: find_first
--- The oldest row of a former default partition; one without a finite time has no partition to go to.
+-- The oldest row of a former default partition; one without a finite time has no partition to go to, nor has one of a
+-- year that this program's calendar does not have whole.
 SELECT min(done_at)
-FROM ONLY /* former */ celery_taskmeta_archive_default
-WHERE done_at >= CAST(:since AS timestamptz) AND isfinite(done_at);
+FROM /* former */ celery_taskmeta_archive_default
+WHERE done_at >= greatest(CAST(:since AS timestamptz), '0001-02-01Z') AND done_at < '9999-11-01Z';
 
 -- name: find_bound
 -- The end of a batch of so many rows, from the index alone. Nothing: they all fit.
 SELECT done_at
-FROM ONLY /* former */ celery_taskmeta_archive_default
+FROM /* former */ celery_taskmeta_archive_default
 WHERE done_at >= :low AND done_at < :end
 ORDER BY done_at
 OFFSET :size LIMIT 1;
@@ -138,7 +145,7 @@ OFFSET :size LIMIT 1;
 -- name: move_former
 -- One statement: each row is in the one table or in the other.
 WITH moved AS (
-    DELETE FROM ONLY /* former */ celery_taskmeta_archive_default
+    DELETE FROM /* former */ celery_taskmeta_archive_default
     WHERE done_at >= :low AND done_at < :high
     RETURNING /* columns */ id, task_id, status, result, date_done, done_at, archived_at /* end */
 )
@@ -148,9 +155,56 @@ SELECT /* columns */ id, task_id, status, result, date_done, done_at, archived_a
 -- name: move_moment
 -- The same for rows that share one moment.
 WITH moved AS (
-    DELETE FROM ONLY /* former */ celery_taskmeta_archive_default
+    DELETE FROM /* former */ celery_taskmeta_archive_default
     WHERE done_at = :low
     RETURNING /* columns */ id, task_id, status, result, date_done, done_at, archived_at /* end */
 )
 INSERT INTO /* archive */ celery_taskmeta_archive (/* columns */ id, task_id, status, result, date_done, done_at, archived_at /* end */)
 SELECT /* columns */ id, task_id, status, result, date_done, done_at, archived_at /* end */ FROM moved;
+
+-- name: list_definitions
+-- Whole, so that a column that came meanwhile can be given to a partition that was away.
+SELECT
+    a.attname AS name,
+    format(
+        '%I %s%s%s%s', a.attname, format_type(a.atttypid, a.atttypmod),
+        CASE WHEN a.attcollation <> t.typcollation THEN ' COLLATE ' || a.attcollation::regcollation ELSE '' END,
+        ' DEFAULT ' || pg_get_expr(d.adbin, d.adrelid),
+        CASE WHEN a.attnotnull THEN ' NOT NULL' ELSE '' END
+    ) AS definition
+FROM pg_catalog.pg_attribute AS a
+JOIN pg_catalog.pg_type AS t ON t.oid = a.atttypid
+LEFT JOIN pg_catalog.pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE a.attrelid = CAST(:oid AS oid) AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum;
+
+-- name: list_missing_indexes
+-- What the parent got meanwhile: attaching would build them while everybody waits. Compared by what follows the names.
+WITH defined AS (
+    SELECT
+        x.indrelid,
+        x.indisunique,
+        x.indisvalid,
+        x.indisprimary,
+        substr(pg_get_indexdef(x.indexrelid), 1 + length(format(
+            'CREATE %sINDEX %I ON %s%I.%I', CASE WHEN x.indisunique THEN 'UNIQUE ' ELSE '' END, i.relname,
+            CASE WHEN i.relkind = 'I' THEN 'ONLY ' ELSE '' END, n.nspname, t.relname
+        ))) AS rest
+    FROM pg_catalog.pg_index AS x
+    JOIN pg_catalog.pg_class AS i ON i.oid = x.indexrelid
+    JOIN pg_catalog.pg_class AS t ON t.oid = x.indrelid
+    JOIN pg_catalog.pg_namespace AS n ON n.oid = t.relnamespace
+    WHERE x.indrelid IN (CAST(:parent AS oid), CAST(:oid AS oid))
+)
+SELECT wanted.indisunique AS is_unique, wanted.rest
+FROM defined AS wanted
+WHERE wanted.indrelid = CAST(:parent AS oid) AND NOT wanted.indisprimary AND NOT EXISTS (
+    SELECT
+    FROM defined AS there
+    WHERE there.indrelid = CAST(:oid AS oid) AND there.indisvalid AND there.rest = wanted.rest
+        AND there.indisunique >= wanted.indisunique
+);
+
+-- name: build_index
+-- Of a partition that is still away: nobody but us uses it.
+CREATE /* unique */ UNIQUE /* end */ INDEX ON /* partition */ celery_taskmeta_archive_p2026_01 /* rest */ USING btree (task_id) /* end */;
