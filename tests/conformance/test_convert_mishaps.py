@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from backendops.backends.postgres import PostgresBackend, live_leaves, live_lock
 from backendops.backends.postgres import convert as convert_module
 from backendops.backends.postgres.sent import Sent
 from backendops.contracts.capabilities import ArchivePlan, PartitionPlan
-from backendops.contracts.errors import BackendBusy, BackendRefused
+from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
 from backendops.contracts.units import Duration
 from backendops.engine.pacing import TimedPace
 from tests.celery_rows import celery_results, ensure_tables, fill_celery_table
@@ -22,6 +23,7 @@ from tests.conformance.postgres_store import in_transaction, opened, other_role,
 from tests.conformance.test_can_convert import (
     DAY,
     LIVE,
+    catalog,
     convert,
     everything,
     kind,
@@ -363,3 +365,89 @@ def test_no_standby_is_waited_for_under_the_lock(filled: str) -> None:
         sql(filled, "ALTER SYSTEM RESET synchronous_standby_names", reload)
         thread.join()
     assert sql(filled, f"SELECT obj_description('{LIVE}'::regclass)") == [("ours",)]
+
+
+@pytest.mark.parametrize("by", ["id", "date_done"])
+def test_a_table_whose_comment_was_replaced_is_told_and_found_again(filled: str, by: Any) -> None:
+    convert(filled, plan(by, every="week") if by == "date_done" else plan(by))
+    rows = everything(filled)
+    sql(filled, f"COMMENT ON TABLE {LIVE} IS 'results of the shop''s tasks'")
+    (told,) = [one for step in maintained(filled, "1d") for one in step.findings if one.code == "partition.not-marked"]
+    with opened(filled) as backend:
+        assert [one.code for one in backend.plan_undo("task").refusals] == ["partition.not-marked"]
+        assert [one.code for one in backend.plan_conversion(plan(by)).refusals][:1] == ["partition.not-marked"]
+    with pytest.raises(BackendRefused, match="COMMENT does not say so any more"):
+        undone(filled)
+    sql(filled, told.fix)
+    assert "partition.not-marked" not in [one.code for step in maintained(filled) for one in step.findings]
+    comment = json.loads(sql(filled, f"SELECT obj_description('{LIVE}'::regclass)")[0][0])
+    assert (comment["by"], comment.get("every")) == (by, "week" if by == "date_done" else None)
+    undone(filled)
+    assert (kind(filled), everything(filled)) == ("r", rows)
+
+
+def test_a_leaf_whose_detach_somebody_left_pending_is_left_out_and_told(filled: str) -> None:
+    by_id(filled)
+    sql(filled, f"UPDATE pg_inherits SET inhdetachpending = true WHERE inhrelid = '{LIVE}_first'::regclass")
+    rows = everything(filled)
+    (told,) = [one for step in maintained(filled, "1d", ahead=4) for one in step.findings
+               if one.code == "partition.detach-pending"]  # fmt: skip
+    assert everything(filled) == rows
+    assert f"{LIVE}_first" in leaves(filled)
+    with pytest.raises(BackendRefused, match="is being detached") as caught:
+        undone(filled)
+    assert caught.value.hint == told.fix
+    sql(filled, told.fix)
+    undone(filled)
+    assert everything(filled) == rows
+    assert sql(filled, f"SELECT count(*) FROM {LIVE}_first") == [(300,)]
+
+
+def test_whatever_ends_a_conversion_a_check_that_stays_is_told(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    moment, calls = convert_module.with_moment, []
+
+    def then_full(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise BackendError("the server reported 53100: no space left", "make room")
+        return moment(*given, **named)
+
+    monkeypatch.setattr(convert_module, "with_moment", then_full)
+    monkeypatch.setattr(convert_module.ConversionOnPostgres, "_unbind", lambda *_: False)
+    with pytest.raises(BackendError, match="backendops_bound is still on") as caught:
+        convert(filled)
+    assert "make room" in caught.value.hint
+
+
+def test_an_index_that_somebody_is_building_is_not_dropped(filled: str) -> None:
+    sql(filled, f"DROP INDEX ix_{LIVE}_date_done")
+    build = threading.Thread(target=sql, args=(filled, f"CREATE INDEX CONCURRENTLY theirs ON {LIVE} (date_done)"))
+    with in_transaction(filled, f"INSERT INTO {LIVE} (id, task_id) VALUES (9999, 'open')"):
+        build.start()
+        until(lambda: sql(filled, "SELECT to_regclass('theirs') IS NOT NULL") == [(True,)], "the build begins")
+        with pytest.raises(BackendRefused, match="theirs may be their build"):
+            convert(filled)
+    build.join()
+    assert sql(filled, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'theirs'::regclass") == [(True,)]
+    convert(filled)
+    assert kind(filled) == "p"
+
+
+@pytest.mark.parametrize("by", ["id", "date_done"])
+def test_long_names_of_many_bytes_are_given_back(filled: str, by: Any) -> None:
+    sql(filled, f"ALTER INDEX ix_{LIVE}_date_done RENAME TO \"{'й' * 31}\"",
+        f"ALTER TABLE {LIVE} RENAME CONSTRAINT {LIVE}_pkey TO \"{'ключ' * 7}\"",
+        f"ALTER TABLE {LIVE} RENAME CONSTRAINT {LIVE}_task_id_key TO \"{'ключ' * 7}2\"")  # fmt: skip
+    tables = catalog(filled)
+    convert(filled, plan(by))
+    undone(filled)
+    assert catalog(filled) == tables
+
+
+def test_a_leaf_that_was_attached_again_by_hand_says_no_more_that_it_goes(filled: str) -> None:
+    convert(filled, plan("id", 1000))
+    comment = '{"backendops": "partition", "state": "retiring", "archive": "x", ' \
+              '"lower": "2026-01-01T00:00:00+00:00", "upper": "2026-01-01T00:00:00+00:00"}'  # fmt: skip
+    sql(filled, f"COMMENT ON TABLE {LIVE}_first IS '{comment}'")
+    maintained(filled)
+    assert sql(filled, f"SELECT obj_description('{LIVE}_first'::regclass)") == [(None,)]

@@ -25,6 +25,7 @@ from backendops.backends.postgres.convert_course import Course, new_names
 from backendops.backends.postgres.free_names import FreeNames
 from backendops.backends.postgres.live_leaves import fuse_ids, leaf_rows, make_ahead
 from backendops.backends.postgres.live_lock import held, still_bound, unbind, with_moment
+from backendops.backends.postgres.live_retire import not_marked
 from backendops.backends.postgres.live_table import (
     LiveState,
     Marker,
@@ -35,13 +36,13 @@ from backendops.backends.postgres.live_table import (
 from backendops.backends.postgres.periods import fit, next_period, partition_name, period_start
 from backendops.backends.postgres.tables import LiveTable, find_tables
 from backendops.backends.postgres.undo import UndoOnPostgres
-from backendops.contracts.errors import BackendBusy, BackendRefused
+from backendops.contracts.errors import BackendError, BackendRefused
 from backendops.contracts.partitions import CanConvert, Conversion, ConversionPlan, Converted
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Pace, Step, Steps
 
 # Between the CHECK and the swap lie seconds. Were the process killed in them and never run again, results would be
-# refused from the bound on: it lies a week ahead, and whatever of ours runs next takes the CHECK away.
+# refused from the bound on: it lies a week ahead, and the next `partition` job, convert or undo takes the CHECK away.
 FUSE: Final = timedelta(days=7)
 
 
@@ -123,7 +124,7 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
                 course.validating().send(connection)
             swapping = with_moment(self, live.slot, [live.slot], course.swap(), before=course.prepare())
         except BaseException as error:
-            if not self._unbind(live) and isinstance(error, BackendBusy):
+            if not self._unbind(live) and isinstance(error, BackendError):
                 raise still_bound(live.sql_name, course.bound, error) from error
             raise
         return Step(
@@ -152,7 +153,9 @@ def _in_between(live: LiveTable, state: LiveState) -> Iterable[Finding]:
         yield _critical(
             "undoing", f"{live.sql_name} is on its way back to a plain table", "end it with `backendops partition undo`"
         )
-    if state.state == "foreign":
+    if state.unmarked:
+        yield not_marked(live, state.unmarked)
+    elif state.state == "foreign":
         yield _critical(
             "foreign",
             f"{live.sql_name} is partitioned already, and not by backendops",

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection
 
+from backendops.backends.postgres import index_work
 from backendops.backends.postgres.periods import fit
 from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.backends.sql_files import literal, load
@@ -45,6 +46,8 @@ class Inspected:
     indexes: tuple[Index, ...]
     waiting_for: tuple[str, ...]
     """Sessions whose open transactions would hold it up, in words."""
+    busy_indexes: frozenset[int] = frozenset()
+    """Those on which, or on whose table, somebody works now: an INVALID one may be a build that is under way."""
 
     @property
     def owner(self) -> str:
@@ -85,6 +88,7 @@ def inspect(connection: Connection, live: LiveTable) -> Inspected:
         row,
         list_indexes(connection, live.oid),
         tuple(f"{one.name} (pid {one.pid}, since {one.since:%Y-%m-%d %H:%M:%S} UTC)" for one in waiting),
+        frozenset(one.oid for one in index_work.list_indexes(connection, [live.oid]) if one.is_busy),
     )
 
 
@@ -150,6 +154,12 @@ def refusals(live: LiveTable, found: Inspected) -> Iterator[Finding]:
         (row.parents, "parents that it inherits from", "ALTER TABLE … NO INHERIT"),
         *_tied(row),
     )
+    if found.date_index is None and (busy := [one for one in found.invalid if one.oid in found.busy_indexes]):
+        yield _no(
+            "index-busy",
+            f"an index on date_done is not whole, and somebody works on {name} now: {busy[0].name} may be their build",
+            "wait for its end: SELECT pid, phase FROM pg_stat_progress_create_index",
+        )
     if row.persistence != "p":
         yield _no("unlogged", f"{name} is not an ordinary, logged table", f"ALTER TABLE {name} SET LOGGED;")
     if row.is_typed or row.has_identity:

@@ -157,6 +157,8 @@ def new_names(live: LiveTable, first: str, indexes: tuple[Index, ...], names: Fr
     renamed: dict[str, str] = {}
     for index in indexes:
         old = index.constraint or index.name
-        new = fit(old.replace(live.name, first, 1)) if live.name in old else fit(first, f"_{old}"[:40])
+        # Cut by bytes, as the server's own limit is: 40 leave room for the mark of a table's long name.
+        cut = f"_{old}".encode()[:40].decode(errors="ignore")
+        new = fit(old.replace(live.name, first, 1)) if live.name in old else fit(first, cut)
         renamed[names.take(new)] = old
     return renamed

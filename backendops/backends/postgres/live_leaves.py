@@ -28,7 +28,7 @@ from backendops.backends.postgres.sent import Sent, leaf
 from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import Every
-from backendops.contracts.errors import BackendBusy
+from backendops.contracts.errors import BackendError
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Step, Steps
 
@@ -206,7 +206,7 @@ def _without_reading(  # noqa: PLR0913, PLR0917 - as above
             leaf("validate_bound", {"leaf": bound.slot}).send(connection)
         return with_moment(session, live.slot, [bound.slot], wanted, before=before)
     except BaseException as error:
-        if not unbind(session, bound.oid, bound.slot) and isinstance(error, BackendBusy):
+        if not unbind(session, bound.oid, bound.slot) and isinstance(error, BackendError):
             raise still_bound(bound.sql_name, ", ".join(map(str, bind.values.values())), error) from error
         raise
 

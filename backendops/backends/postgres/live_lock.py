@@ -91,12 +91,12 @@ def unbind(session: PostgresSession, oid: int, table: str) -> bool:
     return False
 
 
-def still_bound(table: str, bound: object, error: BackendBusy) -> BackendBusy:
+def still_bound(table: str, bound: object, error: BackendError) -> BackendError:
     """The error, and what was left behind for as long as its cause lasts."""
-    return BackendBusy(
+    return type(error)(
         f"{error}; and the CHECK backendops_bound is still on {table}: results from {bound} on would be refused",
-        "run the same command again when that session has ended, or `backendops partition undo`: each takes the CHECK "
-        "away, as does the next `partition` job",
+        "run the same command again when what was in the way is gone, or `backendops partition undo`: each takes the "
+        f"CHECK away, as does the next `partition` job. {error.hint}".strip(),
     )
 
 

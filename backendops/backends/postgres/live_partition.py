@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.ddl import with_ddl
 from backendops.backends.postgres.live_leaves import look_ahead, make_ahead
 from backendops.backends.postgres.live_lock import with_moment
-from backendops.backends.postgres.live_retire import Old, findings, old_leaves, retire
+from backendops.backends.postgres.live_retire import Old, findings, not_marked, old_leaves, pending, retire
 from backendops.backends.postgres.live_table import LiveState, read_live
 from backendops.backends.postgres.partition_work import quarantine_over
-from backendops.backends.postgres.quarantine import Detached, list_detached
+from backendops.backends.postgres.quarantine import Detached, Retirement, list_detached
 from backendops.backends.postgres.sent import Sent, leaf
 from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.contracts.capabilities import PartitionPlan
@@ -72,10 +73,13 @@ def look_at_live(session: PostgresSession, connection: Connection, live: LiveTab
     if state.state != "partitioned" or not live.is_owner:
         if state.state == "undoing":
             found.append(_undoing(live))
+        if state.unmarked:
+            found.append(not_marked(live, state.unmarked))
         return LiveWork(live, state, 0, (), detached, drop, tuple(found))
     there = look_ahead(session, connection, live, state, plan.now)
     old = old_leaves(session, connection, live, state, plan)
     found += findings(session, connection, live, state, plan)
+    found += [pending(live, one) for one in state.pending]
     return LiveWork(live, state, len(there.leaves), old, detached, drop, tuple(found))
 
 
@@ -95,6 +99,11 @@ def maintain_live(session: PostgresSession, live: LiveTable, plan: PartitionPlan
     if not work.is_ours:
         return
     yield from make_ahead(session, live, plan.ahead, plan.now)
+    going = {old.leaf.oid for old in work.old if old.may_go}
+    for one in work.state.leaves:
+        if one.oid not in going and Retirement.parse(one.comment):
+            with_ddl(session, Sent("partition", "forget", {"partition": one.slot}).send)
+            yield Step(what=f"{one.sql_name} stays: its comment of an earlier retirement is gone")
     for old in work.old:
         if old.may_go:
             yield from retire(session, live, old, work.state.default, plan)

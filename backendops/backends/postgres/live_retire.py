@@ -13,7 +13,7 @@ from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.due import naive
 from backendops.backends.postgres.live_leaves import look_ahead
 from backendops.backends.postgres.live_lock import held, with_moment
-from backendops.backends.postgres.live_table import Leaf, LiveState
+from backendops.backends.postgres.live_table import Leaf, LiveState, Marker
 from backendops.backends.postgres.quarantine import Retirement, estimate_rows
 from backendops.backends.postgres.sent import Sent, leaf
 from backendops.backends.postgres.tables import LiveTable
@@ -157,6 +157,29 @@ def findings(
             f"tasks of {live.sql_name} are in two partitions: {', '.join(twins[:5])}; Celery reads one of them",
             "look at their rows with tableoid::regclass, and delete the one that is not wanted from its partition",
         )
+
+
+def pending(live: LiveTable, one: Leaf) -> Finding:
+    """Somebody began to detach it, and that did not end."""
+    return Finding(
+        Severity.WARNING,
+        "partition.detach-pending",
+        f"{one.sql_name} is being detached from {live.sql_name}, not by backendops, and that did not end: its results "
+        "are out of Celery's sight",
+        f"ALTER TABLE {live.sql_name} DETACH PARTITION {one.sql_name} FINALIZE;",
+    )
+
+
+def not_marked(live: LiveTable, marker: Marker) -> Finding:
+    """It has the shape of a table that was converted, and no comment that says so."""
+    describe = Sent("convert", "describe", {"live": live.slot}, {"comment": str(marker)})
+    return Finding(
+        Severity.CRITICAL,
+        "partition.not-marked",
+        f"{live.sql_name} has partitions as backendops makes them, but its COMMENT does not say so any more: no new "
+        "ones are made, no old ones retired, and it cannot be undone",
+        f"{describe.planned().sql};",
+    )
 
 
 def _twins(

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
+from backendops.backends.postgres.periods import fit
 from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.capabilities import Every
@@ -113,6 +114,10 @@ class LiveState:
     """The CHECK of a conversion that has not come to its end, as the server writes it."""
     bound_validated: bool
     owner: str
+    pending: tuple[Leaf, ...] = ()
+    """Those that somebody began to detach concurrently: the table shows them no more."""
+    unmarked: Marker | None = None
+    """What the comment would say, had nobody replaced it: of a table that has our shape, and no comment of ours."""
 
     @property
     def default(self) -> Leaf | None:
@@ -135,7 +140,9 @@ def read_live(connection: Connection, live: LiveTable) -> LiveState:
     """What there is of a conversion."""
     row = connection.execute(load("postgres", "live_partition", "read_live"), {"oid": live.oid}).one()
     marker = Marker.parse(row.comment)
-    leaves = tuple(_leaves(connection, live))
+    found = _leaves(connection, live)
+    leaves = tuple(one for one in found if not one.detach_pending)
+    pending = tuple(one for one in found if one.detach_pending)
     state: State
     if row.kind == "p":
         state = "partitioned" if marker else "foreign"
@@ -147,7 +154,32 @@ def read_live(connection: Connection, live: LiveTable) -> LiveState:
     else:
         state = "bounded" if row.bound else "plain"
     known = marker if state in ("partitioned", "undoing") else None
-    return LiveState(state, known, leaves, row.bound, bool(row.bound_validated), row.owner)
+    unmarked = _shape(live, row.kind, row.partition_key, leaves) if state == "foreign" else None
+    return LiveState(state, known, leaves, row.bound, bool(row.bound_validated), row.owner, pending, unmarked)
+
+
+def _shape(live: LiveTable, kind: str, partition_key: str | None, leaves: tuple[Leaf, ...]) -> Marker | None:
+    """By key and names: is it one of ours whose comment was replaced, or left out of a dump?"""
+    names = {leaf.name.removeprefix(live.name): leaf for leaf in leaves if leaf.name.startswith(live.name)}
+    by_id = any(re.fullmatch(r"_(first|tail|i\d+)(_\d)?", name) for name in names)
+    by_date = any(re.fullmatch(r"_(default|p\d{4}_w?\d\d(_\d\d)?)(_\d)?", name) for name in names)
+    if kind == "p":
+        by_id, by_date = by_id and partition_key == "RANGE (id)", by_date and partition_key == "RANGE (date_done)"
+    if by_id:
+        first = next((leaf.name for leaf in leaves if leaf.kind == "first"), fit(live.name, "_first"))
+        return Marker("id", first)
+    if by_date:
+        first = next((leaf.name for leaf in leaves if leaf.kind == "default"), fit(live.name, "_default"))
+        return Marker("date_done", first, every=_every(leaves))
+    return None
+
+
+def _every(leaves: tuple[Leaf, ...]) -> Every:
+    for leaf in reversed(leaves):
+        if isinstance(leaf.lower, datetime) and isinstance(leaf.upper, datetime):
+            days = (leaf.upper - leaf.lower).days
+            return "month" if days >= 28 else "week" if days >= 7 else "day"  # noqa: PLR2004 - of the calendar
+    return "month"
 
 
 def _leaves(connection: Connection, live: LiveTable) -> list[Leaf]:

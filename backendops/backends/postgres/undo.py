@@ -22,6 +22,7 @@ from backendops.backends.postgres.convert_checks import (
 from backendops.backends.postgres.errors import CHECK_VIOLATION, DEPENDENT_OBJECTS, code_of
 from backendops.backends.postgres.free_names import FreeNames
 from backendops.backends.postgres.live_lock import held, unbind, with_moment
+from backendops.backends.postgres.live_retire import not_marked, pending
 from backendops.backends.postgres.live_table import Leaf, LiveState, read_live
 from backendops.backends.postgres.periods import fit
 from backendops.backends.postgres.sent import EXCLUSIVE, Sent
@@ -96,6 +97,8 @@ class UndoOnPostgres(PostgresSession):
         with self.transaction(read_only=True) as connection:
             live = self._named(connection, table)
             state = read_live(connection, live)
+            if reasons := tuple(_unready(live, state)):
+                return Conversion(f"would make {live.sql_name} a plain table again", (), reasons)
             if state.state in ("plain", "foreign"):
                 return Conversion(f"{live.sql_name} was not partitioned by backendops: nothing to undo")
             if state.state == "bounded":
@@ -103,7 +106,6 @@ class UndoOnPostgres(PostgresSession):
                 return Conversion("would take the CHECK of an unfinished conversion away", (drop.planned(),))
             others = state.leaves
             statements: tuple[PlannedStatement, ...] = ()
-            reasons: tuple[Finding, ...] = ()
             if state.state == "partitioned":
                 undoing = self._undoing(connection, live, state)
                 others, statements = undoing.others, tuple(_planned(undoing))
@@ -121,6 +123,7 @@ class UndoOnPostgres(PostgresSession):
         with self.transaction() as connection:
             live = self._named(connection, table)
             state = read_live(connection, live)
+        refuse(_unready(live, state))
         if state.state in ("plain", "foreign"):
             yield Step(what=f"{live.sql_name} was not partitioned by backendops: nothing to undo")
             return
@@ -243,6 +246,13 @@ def _usual_name(live: LiveTable, index: Index) -> str | None:
     if index.columns == ("date_done",):
         return index_name(live)
     return None
+
+
+def _unready(live: LiveTable, state: LiveState) -> Iterator[Finding]:
+    """What an operator has to see to first."""
+    if state.unmarked:
+        yield not_marked(live, state.unmarked)
+    yield from (pending(live, one) for one in state.pending)
 
 
 def _planned(undoing: Undoing) -> Iterator[PlannedStatement]:

@@ -4,6 +4,7 @@
 -- Ours is what says so in its comment; anything else that is partitioned is somebody's own.
 SELECT
     c.relkind::text AS kind,
+    pg_catalog.pg_get_partkeydef(c.oid) AS partition_key,
     obj_description(c.oid, 'pg_class') AS comment,
     pg_catalog.pg_get_userbyid(c.relowner) AS owner,
     (SELECT con.convalidated FROM pg_catalog.pg_constraint AS con
