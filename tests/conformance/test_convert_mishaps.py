@@ -157,6 +157,16 @@ def test_a_tail_that_nothing_came_to_is_closed_without_a_check(filled: str, monk
     assert str(leaves(filled)[f"{LIVE}_tail"]) > tail
 
 
+@pytest.mark.parametrize("by", ["id", "date_done"])
+def test_with_many_partitions_ahead_nothing_is_read_under_the_lock(
+    filled: str, caplog: pytest.LogCaptureFixture, by: Any
+) -> None:
+    told = told_by_the_server(filled, lambda backend: list(backend.convert(plan(by, ahead=12), TimedPace())), caplog)
+    first = "first" if by == "id" else "default"
+    assert f'partition constraint for table "{LIVE}_{first}" is implied by existing constraints' in told
+    assert len(leaves(filled)) == (14 if by == "id" else 13)
+
+
 def test_a_partition_of_a_time_is_taken_back_without_being_read_under_the_lock(
     filled: str, caplog: pytest.LogCaptureFixture
 ) -> None:

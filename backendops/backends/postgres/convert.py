@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from sqlalchemy import Connection
@@ -21,7 +21,7 @@ from backendops.backends.postgres.convert_checks import (
     refuse,
     remarks,
 )
-from backendops.backends.postgres.convert_course import Course, new_names
+from backendops.backends.postgres.convert_course import Course, NewLeaf, new_names
 from backendops.backends.postgres.free_names import FreeNames
 from backendops.backends.postgres.live_leaves import fuse_ids, leaf_rows, make_ahead
 from backendops.backends.postgres.live_lock import held, still_bound, unbind, with_moment
@@ -91,24 +91,28 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
             indexes = (*(one for one in indexes if one not in found.invalid), to_build)
         if plan.by == "id":
             first = free_name(connection, live.schema, fit(live.name, "_first"))
-            leaf = free_name(connection, live.schema, fit(live.name, "_tail"))
             rows = leaf_rows(self, connection, live, plan.rows, plan.now)
             newest = newest_id(connection, live)
-            bound: int | datetime = newest + max(rows, fuse_ids(self, connection, live, newest, plan.now))
-            upper = None
+            bound = newest + max(rows, fuse_ids(self, connection, live, newest, plan.now))
+            leaves = tuple(_by_id(connection, live, bound, rows, plan.ahead))
             marker = Marker("id", first, rows=plan.rows)
         else:
             first = free_name(connection, live.schema, fit(live.name, "_default"))
-            start = next_period(period_start(plan.now + FUSE, plan.every, self.zone), plan.every, self.zone)
-            name = partition_name(live.name, start, plan.every, self.zone)
-            leaf = free_name(connection, live.schema, name)
-            bound, upper = naive_in(start, self.zone), naive_in(next_period(start, plan.every, self.zone), self.zone)
+            leaves = tuple(self._by_date(connection, live, plan))
             marker = Marker("date_done", first, every=plan.every)
         renamed = new_names(live, first, indexes, FreeNames(connection, live.schema))
         marker = replace(marker, renamed=renamed, comment=found.row.comment)
         names = FreeNames(connection, live.schema, renamed.values())
         key, index = names.take(fit(live.name, "_pkey")), names.take(index_name(live))
-        return Course(live, found, marker, indexes, list_grants(connection, live.oid), bound, leaf, upper, key, index)
+        return Course(live, found, marker, indexes, list_grants(connection, live.oid), leaves, key, index)
+
+    def _by_date(self, connection: Connection, live: LiveTable, plan: ConversionPlan) -> Iterator[NewLeaf]:
+        start = next_period(period_start(plan.now + FUSE, plan.every, self.zone), plan.every, self.zone)
+        for _ in range(plan.ahead):
+            name = free_name(connection, live.schema, partition_name(live.name, start, plan.every, self.zone))
+            end = next_period(start, plan.every, self.zone)
+            yield NewLeaf(name, naive_in(start, self.zone), naive_in(end, self.zone))
+            start = end
 
     def _swapped(self, plan: ConversionPlan) -> Step:
         """From the CHECK to the commit in one go: what fails in between takes the CHECK away again."""
@@ -134,6 +138,12 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
 
     def _unbind(self, live: LiveTable) -> bool:
         return unbind(self, live.oid, live.slot)
+
+
+def _by_id(connection: Connection, live: LiveTable, bound: int, rows: int, ahead: int) -> Iterator[NewLeaf]:
+    for lower in range(bound, bound + ahead * rows, rows):
+        yield NewLeaf(free_name(connection, live.schema, fit(live.name, f"_i{lower}")), lower, lower + rows)
+    yield NewLeaf(free_name(connection, live.schema, fit(live.name, "_tail")), bound + ahead * rows, None)
 
 
 def live_named(session: PostgresSession, connection: Connection, table: Converted) -> LiveTable:
@@ -164,13 +174,14 @@ def _in_between(live: LiveTable, state: LiveState) -> Iterable[Finding]:
 
 
 def _no_room(course: Course, plan: ConversionPlan) -> Iterable[Finding]:
-    if plan.by != "id" or not isinstance(course.bound, int) or course.bound < course.found.largest_id:
+    last = course.leaves[-1].lower
+    if plan.by != "id" or not isinstance(last, int) or last < course.found.largest_id:
         return
     yield _critical(
         "id-headroom",
-        f"the id column ends at {course.found.largest_id:,}, before the first partition would ({course.bound:,})",
+        f"the id column ends at {course.found.largest_id:,}, before the partitions made now would ({last:,})",
         f"ALTER TABLE {course.live.sql_name} ALTER COLUMN id TYPE bigint (it rewrites the table), "
-        "or give a smaller --rows-per-partition",
+        "or give a smaller --rows-per-partition, or --ahead",
     )
 
 

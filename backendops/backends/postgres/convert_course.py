@@ -22,6 +22,15 @@ READ_BYTES: Final = 200 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class NewLeaf:
+    """A partition for what comes; by id the last one has no end."""
+
+    name: str
+    lower: int | datetime
+    upper: int | datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Course:
     """One table's way to partitions: every name and bound is decided."""
 
@@ -31,26 +40,22 @@ class Course:
     indexes: tuple[Index, ...]
     """Those of the table, and the one that is still to be built."""
     grants: tuple[tuple[str, dict[str, str]], ...]
-    bound: int | datetime
-    """What the table has now stays below it."""
-    leaf_name: str
-    """The partition that takes what comes from the bound on."""
-    leaf_upper: datetime | None
-    """Where that ends; by id it has no end."""
+    leaves: tuple[NewLeaf, ...]
+    """The partitions that take what comes, one after the other."""
     key_name: str
     """The new parent's primary key, by id."""
     index_name: str
     """The new parent's index on date_done."""
 
     @property
+    def bound(self) -> int | datetime:
+        """What the table has now stays below it."""
+        return self.leaves[0].lower
+
+    @property
     def first(self) -> str:
         """The table under its name as a leaf, as a slot."""
         return self._named(self.marker.first)
-
-    @property
-    def leaf(self) -> str:
-        """The next leaf, as a slot."""
-        return self._named(self.leaf_name)
 
     def index(self) -> Iterator[Sent]:
         """One by one outside any transaction."""
@@ -77,26 +82,26 @@ class Course:
         return (replace(sent, lock="no lock on the table") for sent in self._new_tables())
 
     def _new_tables(self) -> Iterator[Sent]:
-        parent, first, leaf = self._named(self._parent), self.live.slot, self.leaf
+        parent, first = self._named(self._parent), self.live.slot
         by_id, owner = self.marker.by == "id", literal(quoted(self.found.owner))
         key, index = (literal(quoted(self._of_parent(one))) for one in ("key", "index"))
         slots = {"live": parent, "first": first, "key": key}
         yield Sent("convert", "create_by_id" if by_id else "create_by_date", slots)
         yield Sent("convert", "index_parent", {"name": index, "live": parent})
-        yield Sent("live_partition", "make_leaf", {"leaf": leaf, "model": first})
-        yield Sent("live_partition", "drop_bound", {"leaf": leaf})
-        attach = {"live": parent, "leaf": leaf}
-        if by_id:
-            yield Sent("live_partition", "attach_tail", attach, {"lower": self.bound})
-        else:
-            bounds = {"lower": self.bound, "upper": self.leaf_upper}
-            yield Sent("live_partition", "attach_dates", attach, bounds)
+        for one in self.leaves:
+            leaf = {"live": parent, "leaf": self._named(one.name)}
+            yield Sent("live_partition", "make_leaf", {**leaf, "model": first})
+            yield Sent("live_partition", "drop_bound", leaf)
+            attach = "attach_dates" if not by_id else "attach_ids" if one.upper is not None else "attach_tail"
+            bounds = {"lower": one.lower, "upper": one.upper}
+            yield Sent("live_partition", attach, leaf, {name: at for name, at in bounds.items() if at is not None})
         for name, grant in self.grants:
             yield Sent("convert", name, {"live": parent, **grant})
         yield Sent("convert", "describe", {"live": parent}, {"comment": str(self.marker)})
         if self.found.owner != self.live.role:
             yield Sent("convert", "own", {"live": parent, "owner": owner})
-            yield Sent("live_partition", "own_leaf", {"leaf": leaf, "owner": owner})
+            for one in self.leaves:
+                yield Sent("live_partition", "own_leaf", {"leaf": self._named(one.name), "owner": owner})
 
     def swap(self) -> Iterator[Sent]:
         """Behind the lock: names, and one partition attached; no row is read."""

@@ -14,6 +14,7 @@ from backendops.contracts.partitions import PlannedStatement
 
 EXCLUSIVE: Final = "ACCESS EXCLUSIVE"
 SHARE_UPDATE: Final = "SHARE UPDATE EXCLUSIVE"
+ROW_EXCLUSIVE: Final = "ROW EXCLUSIVE"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from backendops.backends.postgres.live_table import Leaf, LiveState, read_live
 from backendops.backends.postgres.periods import fit
 from backendops.backends.postgres.sent import EXCLUSIVE, Sent
 from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
-from backendops.backends.postgres.undo_rows import Mover
+from backendops.backends.postgres.undo_rows import Mover, planned_emptying
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
 from backendops.contracts.partitions import Conversion, Converted, PlannedStatement
@@ -110,6 +110,10 @@ class UndoOnPostgres(PostgresSession):
                 undoing = self._undoing(connection, live, state)
                 others, statements = undoing.others, tuple(_planned(undoing))
                 reasons = tuple(undo_refusals(live, inspect(connection, live).row))
+            comment = state.marker.comment if state.marker else None
+            last = Sent("convert", "describe", {"live": live.slot}, {"comment": comment}, hold="about 1 ms")
+            emptying = [one for leaf in others for one in planned_emptying(live, leaf)]
+            statements = (*statements, *emptying, last.planned())
         rows = sum(leaf.rows for leaf in others)
         size = format_bytes(sum(leaf.bytes for leaf in others))
         return Conversion(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from time import monotonic
 from typing import Final
 
@@ -11,9 +11,11 @@ from sqlalchemy import Connection
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.errors import DEADLOCK, LOCK_NOT_AVAILABLE, STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.live_table import Leaf
+from backendops.backends.postgres.sent import ROW_EXCLUSIVE, SHARE_UPDATE, Sent
 from backendops.backends.postgres.tables import LiveTable, list_columns, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.errors import BackendBusy, BackendError
+from backendops.contracts.partitions import PlannedStatement
 from backendops.contracts.run import Pace, Step
 
 UNIQUE_VIOLATION: Final = "23505"
@@ -25,6 +27,23 @@ TRIES: Final = 10
 ONE_BY_ONE: Final = 200
 # Below every id there may be.
 LOWEST: Final = -(2**62)
+
+
+def planned_emptying(live: LiveTable, leaf: Leaf) -> Iterator[PlannedStatement]:
+    """The statements that bring one leaf's rows back and drop it, for people."""
+    columns = literal(", ".join(quoted(column.name) for column in live.columns))
+    slots = {"live": live.slot, "leaf": leaf.slot, "columns": columns}
+    lock = Sent("live_partition", "lock_live", slots, hold="about 5 ms until the commit: no row is read")
+    batch = f"of the rows of a batch; again and again until none of about {leaf.rows:,} is left"
+    yield Sent("convert", "keep_columns", slots, lock=ROW_EXCLUSIVE, hold=batch).planned()
+    yield Sent("convert", "move_back", slots, lock=ROW_EXCLUSIVE).planned(together=True)
+    yield lock.planned()
+    yield Sent("live_partition", "drop_bound", slots).planned(together=True)
+    yield Sent("convert", "close_leaf", slots).planned(together=True)
+    yield Sent("live_partition", "validate_bound", slots, lock=SHARE_UPDATE, hold="none; reads what is dead").planned()
+    yield lock.planned()
+    yield Sent("convert", "disinherit", slots).planned(together=True)
+    yield Sent("convert", "drop_leaf", slots).planned(together=True)
 
 
 class Mover:
