@@ -6,7 +6,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -461,3 +461,49 @@ def test_a_leaf_that_was_attached_again_by_hand_says_no_more_that_it_goes(filled
     sql(filled, f"COMMENT ON TABLE {LIVE}_first IS '{comment}'")
     maintained(filled)
     assert sql(filled, f"SELECT obj_description('{LIVE}_first'::regclass)") == [(None,)]
+
+
+@pytest.mark.parametrize("by", ["id", "date_done"])
+def test_new_partitions_have_the_storage_parameters_of_the_table(filled: str, by: Any) -> None:
+    sql(filled, f"ALTER TABLE {LIVE} SET (autovacuum_vacuum_scale_factor = 0.01, toast.autovacuum_enabled = false)")
+    before = sql(filled, f"SELECT reloptions FROM pg_class WHERE oid = '{LIVE}'::regclass")[0][0]
+    convert(filled, plan(by))
+    maintained(filled, ahead=4)
+    options = (
+        "SELECT DISTINCT c.reloptions, t.reloptions FROM pg_class AS c JOIN pg_class AS t ON t.oid = c.reltoastrelid"
+    )
+    found = sql(
+        filled, f"{options} WHERE c.oid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = '{LIVE}'::regclass)"
+    )
+    assert found == [(before, ["autovacuum_enabled=false"])]
+    undone(filled)
+
+
+def test_a_table_too_large_to_look_for_twins_is_undone_all_the_same(
+    filled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_id(filled)
+    first = int(str(leaves(filled)[f"{LIVE}_first"]).rsplit("(", 1)[1].strip("')"))
+    sql(filled, f"INSERT INTO {LIVE} (id, task_id) VALUES (999, 'twin'), ({first + 50}, 'twin')")
+    monkeypatch.setattr(undo, "TWINS_BUDGET", timedelta(milliseconds=1))
+    sql(filled, f"INSERT INTO {LIVE} (id, task_id) SELECT {first + 100} + n, n FROM generate_series(1, 20000) AS n")
+    told: list[str] = []
+    with opened(filled) as backend, pytest.raises(BackendBusy, match="rows are left"):
+        told.extend(one.code for step in backend.undo("task", TimedPace()) for one in step.findings)
+    assert told == ["undo.twins-unseen", "undo.twins"]
+    assert sql(filled, f"SELECT count(*) FROM {LIVE} WHERE task_id = 'twin'") == [(2,)]
+    sql(filled, f"DELETE FROM ONLY {LIVE} WHERE task_id = 'twin'")
+    undone(filled)
+    assert (kind(filled), leaves(filled)) == ("r", {})
+
+
+def test_a_sequence_elsewhere_on_the_search_path_is_celerys_too(filled: str) -> None:
+    sql(
+        filled,
+        "CREATE SCHEMA apart",
+        f"ALTER TABLE {LIVE} SET SCHEMA apart",
+        "SELECT setval('task_id_sequence', 500000)",
+    )
+    convert(filled, plan("id", 1000), schemas={"task": "apart"})
+    bound = sql(filled, f"SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = '{LIVE}_first'")[0][0]
+    assert int(bound.rsplit("(", 1)[1].strip("')")) > 500_000

@@ -236,6 +236,14 @@ def remarks(live: LiveTable, found: Inspected) -> Iterator[Finding]:
             f"there are prepared transactions: {', '.join(found.row.prepared[:5])}",
             "COMMIT PREPARED or ROLLBACK PREPARED those that use the table",
         )
+    if found.row.tablespace:
+        yield Finding(
+            Severity.INFO,
+            "convert.tablespace",
+            f"{live.sql_name} is in the tablespace {found.row.tablespace}, and new partitions will not be",
+            f"ALTER TABLE … SET TABLESPACE {quoted(found.row.tablespace)} of each, while it is empty, or set "
+            "default_tablespace of backendops' role",
+        )
     if found.date_index is None:
         yield Finding(
             Severity.INFO,

@@ -86,6 +86,8 @@ class Leaf:
     has_bound: bool
     key_is_unique: bool
     comment: str | None
+    storage: str | None = None
+    """Its storage parameters as SQL, where it has any."""
 
     @property
     def sql_name(self) -> str:
@@ -191,7 +193,7 @@ def _leaves(connection: Connection, live: LiveTable) -> list[Leaf]:
         found.append(
             Leaf(
                 row.oid, row.schema, row.name, kind, row.bounds or "", lower, upper, row.rows, row.bytes,
-                bool(row.detach_pending), row.has_bound, row.key_is_unique, row.comment,
+                bool(row.detach_pending), row.has_bound, row.key_is_unique, row.comment, row.storage,
             )
         )  # fmt: skip
     return sorted(found, key=lambda leaf: (leaf.lower is not None, leaf.lower or 0, leaf.name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -19,7 +19,7 @@ from backendops.backends.postgres.convert_checks import (
     refuse,
     undo_refusals,
 )
-from backendops.backends.postgres.errors import CHECK_VIOLATION, DEPENDENT_OBJECTS, code_of
+from backendops.backends.postgres.errors import CHECK_VIOLATION, DEPENDENT_OBJECTS, STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.free_names import FreeNames
 from backendops.backends.postgres.live_lock import held, unbind, with_moment
 from backendops.backends.postgres.live_retire import not_marked, pending
@@ -27,11 +27,11 @@ from backendops.backends.postgres.live_table import Leaf, LiveState, read_live
 from backendops.backends.postgres.periods import fit
 from backendops.backends.postgres.sent import EXCLUSIVE, Sent
 from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
-from backendops.backends.postgres.undo_rows import Mover, planned_emptying
+from backendops.backends.postgres.undo_rows import Mover, planned_emptying, rows_left, twins_unseen
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.errors import BackendBusy, BackendError, BackendRefused
 from backendops.contracts.partitions import Conversion, Converted, PlannedStatement
-from backendops.contracts.readings import Finding, Severity
+from backendops.contracts.readings import Finding
 from backendops.contracts.run import Pace, Step, Steps
 from backendops.contracts.units import format_bytes
 
@@ -153,12 +153,11 @@ class UndoOnPostgres(PostgresSession):
         return Undoing(live, state, base, names, grants, had)
 
     def _swapped_back(self, live: LiveTable) -> Step:
-        with self.transaction(statement_timeout=TWINS_BUDGET) as connection:
+        with self.transaction() as connection:
             state = read_live(connection, live)
             undoing = self._undoing(connection, live, state)
             refuse(undo_refusals(live, inspect(connection, live).row))
-            slots = {"live": live.slot, "key": live.key_column}
-            twins = connection.execute(load("postgres", "convert", "find_key_twins", slots)).scalars().all()
+        twins = self._key_twins(live)
         if twins:
             raise BackendRefused(
                 f"tasks of {live.sql_name} are in two partitions: {', '.join(twins)}; a plain table takes one of each",
@@ -166,7 +165,19 @@ class UndoOnPostgres(PostgresSession):
             )
 
         seconds = with_moment(self, live.slot, [leaf.slot for leaf in state.leaves], undoing.swap())
-        return Step(what=f"{live.sql_name} is a plain table again{held(seconds)}")
+        unseen = (twins_unseen(live, TWINS_BUDGET),) if twins is None else ()
+        return Step(what=f"{live.sql_name} is a plain table again{held(seconds)}", findings=unseen)
+
+    def _key_twins(self, live: LiveTable) -> Sequence[str] | None:
+        """Tasks that are there twice; None where the table is too large to look for them in time."""
+        slots = {"live": live.slot, "key": live.key_column}
+        try:
+            with self.transaction(statement_timeout=TWINS_BUDGET) as connection:
+                return connection.execute(load("postgres", "convert", "find_key_twins", slots)).scalars().all()
+        except BackendBusy as error:
+            if self.interrupted or code_of(error) != STATEMENT_TIMEOUT:
+                raise
+        return None
 
     def _drain(self, table: Converted, pace: Pace) -> Steps:
         """Move every row of what were leaves into the table, and drop each when it is empty."""
@@ -178,7 +189,7 @@ class UndoOnPostgres(PostgresSession):
             conflicts = yield from Mover(self, live, leaf, pace).all_rows()
             if conflicts or not self._dropped(live, leaf):
                 left.append(leaf)
-                yield Step(findings=(_left(live, leaf, conflicts),))
+                yield Step(findings=(rows_left(live, leaf, conflicts),))
             else:
                 yield Step(what=f"{leaf.sql_name} is empty and dropped")
         if left:
@@ -266,19 +277,3 @@ def _planned(undoing: Undoing) -> Iterator[PlannedStatement]:
     yield PlannedStatement(lock.planned().sql, EXCLUSIVE, hold)
     for sent in undoing.swap():
         yield sent.planned(together=True)
-
-
-def _left(live: LiveTable, leaf: Leaf, conflicts: int) -> Finding:
-    if conflicts:
-        return Finding(
-            Severity.WARNING,
-            "undo.twins",
-            f"{conflicts:,} rows of {leaf.sql_name} are in {live.sql_name} already, by their id or {live.key_column}",
-            f"compare them, delete the ones that are not wanted FROM ONLY {leaf.sql_name}, and undo again",
-        )
-    return Finding(
-        Severity.INFO,
-        "undo.rows-held",
-        f"rows of {leaf.sql_name} are held by other sessions",
-        "undo again when their transactions have ended",
-    )

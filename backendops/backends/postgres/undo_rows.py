@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from datetime import timedelta
 from time import monotonic
 from typing import Final
 
@@ -16,7 +17,9 @@ from backendops.backends.postgres.tables import LiveTable, list_columns, quoted
 from backendops.backends.sql_files import literal, load
 from backendops.contracts.errors import BackendBusy, BackendError
 from backendops.contracts.partitions import PlannedStatement
+from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Pace, Step
+from backendops.contracts.units import format_seconds
 
 UNIQUE_VIOLATION: Final = "23505"
 # A batch that others' locks keep from moving is tried again a few times; then the next run has its turn.
@@ -134,3 +137,31 @@ class Mover:
     def _only_conflicts(self) -> bool:
         """Is nothing left but what is there twice?"""
         return set(self._ids(LOWEST, len(self._conflicts) + 1)) <= self._conflicts
+
+
+def twins_unseen(live: LiveTable, budget: timedelta) -> Finding:
+    """What is not known before a large table is made plain again."""
+    return Finding(
+        Severity.WARNING,
+        "undo.twins-unseen",
+        f"{live.sql_name} is too large to look for tasks that are in two partitions within "
+        f"{format_seconds(budget.total_seconds())}",
+        "nothing: where one is met, its second row stays where it is, and is told of",
+    )
+
+
+def rows_left(live: LiveTable, leaf: Leaf, conflicts: int) -> Finding:
+    """Why a leaf could not be emptied."""
+    if conflicts:
+        return Finding(
+            Severity.WARNING,
+            "undo.twins",
+            f"{conflicts:,} rows of {leaf.sql_name} are in {live.sql_name} already, by their id or {live.key_column}",
+            f"compare them, delete the ones that are not wanted FROM ONLY {leaf.sql_name}, and undo again",
+        )
+    return Finding(
+        Severity.INFO,
+        "undo.rows-held",
+        f"rows of {leaf.sql_name} are held by other sessions",
+        "undo again when their transactions have ended",
+    )

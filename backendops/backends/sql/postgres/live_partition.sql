@@ -25,6 +25,13 @@ SELECT
     greatest(c.reltuples, 0)::bigint AS rows,
     pg_catalog.pg_total_relation_size(c.oid) AS bytes,
     obj_description(c.oid, 'pg_class') AS comment,
+    (SELECT string_agg(format('%s = %L', o.name, o.value), ', ') FROM (
+        SELECT option_name AS name, option_value AS value FROM pg_options_to_table(c.reloptions)
+        UNION ALL
+        SELECT 'toast.' || t.option_name, t.option_value
+        FROM pg_catalog.pg_class AS toast CROSS JOIN LATERAL pg_options_to_table(toast.reloptions) AS t
+        WHERE toast.oid = c.reltoastrelid
+    ) AS o) AS storage,
     EXISTS (
         SELECT FROM pg_catalog.pg_constraint AS con
         WHERE con.conrelid = c.oid AND con.conname = 'backendops_bound'
@@ -43,10 +50,13 @@ WHERE i.inhparent = CAST(:oid AS oid)
 ORDER BY c.oid;
 
 -- name: read_sequence
--- Celery's own sequence, whose numbers run ahead of the rows; it is named in the table's schema.
-SELECT s.last_value
-FROM pg_catalog.pg_sequences AS s
-WHERE s.schemaname = CAST(:schema AS name) AND s.sequencename = CAST(:sequence AS name);
+-- Celery's own sequence, whose numbers run ahead of the rows: beside the table, or on the search path.
+SELECT CASE WHEN has_sequence_privilege(s.oid, 'SELECT,USAGE') THEN pg_sequence_last_value(s.oid) END AS last_value
+FROM pg_catalog.pg_class AS s
+WHERE s.relkind = 'S' AND s.oid = coalesce(
+    to_regclass(quote_ident(CAST(:schema AS text)) || '.' || quote_ident(CAST(:sequence AS text))),
+    to_regclass(quote_ident(CAST(:sequence AS text)))
+);
 
 -- name: read_newest_id
 -- Where there is no such sequence, or it may not be read.
@@ -97,6 +107,10 @@ ALTER TABLE /* leaf */ celery_taskmeta_tail RENAME TO /* name */ celery_taskmeta
 -- name: make_leaf
 -- Like the table that Celery made, its primary key and the uniqueness of the task id included.
 CREATE TABLE /* leaf */ celery_taskmeta_i1000000 (LIKE /* model */ celery_taskmeta_first INCLUDING ALL EXCLUDING COMMENTS);
+
+-- name: set_storage
+-- How autovacuum treats the table, and how full its pages are: LIKE leaves that out.
+ALTER TABLE /* leaf */ celery_taskmeta_i1000000 SET /* storage */ (autovacuum_vacuum_scale_factor = '0.01');
 
 -- name: own_leaf
 -- Whoever owns the table owns its partitions.
