@@ -556,6 +556,13 @@ def test_somebodys_own_partitions_are_left_alone(postgres18_url: str) -> None:
     maintained(postgres18_url, "1d")
     assert "nothing to undo" in undone(postgres18_url)[0].what
     assert leaves(postgres18_url) == {"mine": "FOR VALUES FROM (1) TO (1000)"}
+    # By date, under names that ours could have.
+    bounds = "FOR VALUES FROM ('2026-01-01') TO ('2026-02-01')"
+    sql(postgres18_url, f"DROP TABLE {LIVE}", f"CREATE TABLE {LIVE} (LIKE old) PARTITION BY RANGE (date_done)",
+        f"CREATE TABLE {LIVE}_default PARTITION OF {LIVE} DEFAULT",
+        f"CREATE TABLE {LIVE}_p2026_01 PARTITION OF {LIVE} {bounds}")  # fmt: skip
+    assert "partition.not-marked" not in codes(maintained(postgres18_url, "1d"))
+    assert "nothing to undo" in undone(postgres18_url)[0].what
 
 
 HOSTILE = 'My "Results": 100% of ☃ % (x)s :now'

@@ -63,6 +63,24 @@ def test_the_place_of_a_partition_in_quarantine_is_kept_free(archived: str) -> N
     assert len(spans(archived)) == len(attached(archived))
 
 
+def test_what_came_into_the_place_of_a_partition_in_quarantine_takes_its_rows(archived: str) -> None:
+    before = rows(archived)
+    maintain(archived, plan(keep="5 months"))
+    with opened(archived) as backend:
+        one = min((shown for shown in backend.show_partitions() if shown.state == "quarantined"), key=lambda s: s.name)
+    gone = rows(archived, one.name)
+    # A late result: the archive job makes it a partition.
+    sql(archived, f"CREATE TABLE late PARTITION OF {ARCHIVE} {one.bounds}")
+    (told, *_) = [found for step in maintain(archived, plan()) for found in step.findings]
+    assert (told.code, f"partitions reattach {one.name}`" in told.fix) == ("partition.kept-again", True)
+    with opened(archived) as backend:
+        list(backend.reattach(one.name))
+    maintain(archived, plan())
+    assert (rows(archived, "late"), rows(archived, one.name)) == (gone, 0)
+    assert gone > 0
+    assert rows(archived) <= before
+
+
 def test_a_default_partition_that_is_partitioned_itself_is_emptied(archived: str) -> None:
     before = rows(archived)
     sql(

@@ -178,7 +178,7 @@ def not_marked(live: LiveTable, marker: Marker) -> Finding:
         "partition.not-marked",
         f"{live.sql_name} has partitions as backendops makes them, but its COMMENT does not say so any more: no new "
         "ones are made, no old ones retired, and it cannot be undone",
-        f"{describe.planned().sql};",
+        f"if `backendops partition convert` made them: {describe.planned().sql};",
     )
 
 

@@ -164,7 +164,8 @@ def _shape(live: LiveTable, kind: str, partition_key: str | None, leaves: tuple[
     """By key and names: is it one of ours whose comment was replaced, or left out of a dump?"""
     names = {leaf.name.removeprefix(live.name): leaf for leaf in leaves if leaf.name.startswith(live.name)}
     by_id = any(re.fullmatch(r"_(first|tail|i\d+)(_\d)?", name) for name in names)
-    by_date = any(re.fullmatch(r"_(default|p\d{4}_w?\d\d(_\d\d)?)(_\d)?", name) for name in names)
+    # Others name partitions of a time likewise, and a default one; they hardly have the task id unique in each.
+    by_date = any(re.fullmatch(r"_default(_\d)?", name) for name in names) and all(one.key_is_unique for one in leaves)
     if kind == "p":
         by_id, by_date = by_id and partition_key == "RANGE (id)", by_date and partition_key == "RANGE (date_done)"
     if by_id:

@@ -87,7 +87,9 @@ class Looked:
                 Severity.WARNING,
                 "partition.kept-again",
                 f"{left.sql_name} is in quarantine, but the policy would keep its rows now: it is not dropped",
-                left.way_back,
+                f"`backendops partitions reattach {left.name}`: its rows go into what is in its place by now"
+                if self._is_taken(left)
+                else left.way_back,
             )
         for one in self.foreign:
             yield Finding(
@@ -103,6 +105,10 @@ class Looked:
                 f"{one.sql_name} is past keeping, but a run that archives to it, or restores from it, did not end",
                 "the next run of that archive job settles it, and the next one of this job retires the partition",
             )
+
+    def _is_taken(self, left: Detached) -> bool:
+        there = self.archive.partitions if self.archive else ()
+        return any(one.start < left.end and left.start < one.end for one in there)
 
 
 def default_of(archive: ArchiveTable) -> tuple[Partition, ...]:
