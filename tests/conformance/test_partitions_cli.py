@@ -26,7 +26,8 @@ class Called:
         self.policy = directory / "policy.yaml"
         self.policy.write_text(
             f"version: 1\nstate: {directory / 'state'}\nbackends:\n  results: {{url: '{url}'}}\n"
-            "jobs:\n  archive: {older_than: 1d}\n  partition: {keep: 60d, keep_live: 30d, quarantine: 3d}\n",
+            "jobs:\n  archive: {older_than: 1d}\n"
+            "  partition: {keep: 60d, keep_live: 30d, allow_unarchived: true, quarantine: 3d}\n",
             encoding="utf-8",
         )
 
