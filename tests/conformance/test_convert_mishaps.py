@@ -507,3 +507,13 @@ def test_a_sequence_elsewhere_on_the_search_path_is_celerys_too(filled: str) -> 
     convert(filled, plan("id", 1000), schemas={"task": "apart"})
     bound = sql(filled, f"SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = '{LIVE}_first'")[0][0]
     assert int(bound.rsplit("(", 1)[1].strip("')")) > 500_000
+
+
+def test_the_longer_a_table_is_read_the_farther_is_the_bound(filled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(filled) as backend:
+        near = backend.plan_conversion(plan("id", 1000))
+        # As if it took a hundred seconds.
+        monkeypatch.setattr(convert_module, "READ_BYTES", sql(filled, f"SELECT pg_relation_size('{LIVE}')")[0][0] / 100)
+        far = backend.plan_conversion(plan("id", 1000))
+    bounds = [int(one.statements[0].sql.split("id < ")[1].split(")")[0]) for one in (near, far)]
+    assert bounds[0] < bounds[1] == 300 + 100 * 400

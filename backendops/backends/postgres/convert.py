@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from math import ceil
 from typing import Final
 
 from sqlalchemy import Connection
@@ -21,9 +22,9 @@ from backendops.backends.postgres.convert_checks import (
     refuse,
     remarks,
 )
-from backendops.backends.postgres.convert_course import Course, NewLeaf, new_names
+from backendops.backends.postgres.convert_course import READ_BYTES, Course, NewLeaf, new_names
 from backendops.backends.postgres.free_names import FreeNames
-from backendops.backends.postgres.live_leaves import fuse_ids, leaf_rows, make_ahead
+from backendops.backends.postgres.live_leaves import BURST_RATE, fuse_ids, leaf_rows, make_ahead
 from backendops.backends.postgres.live_lock import held, still_bound, unbind, with_moment
 from backendops.backends.postgres.live_retire import not_marked
 from backendops.backends.postgres.live_table import (
@@ -93,7 +94,8 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
             first = free_name(connection, live.schema, fit(live.name, "_first"))
             rows = leaf_rows(self, connection, live, plan.rows, plan.now)
             newest = newest_id(connection, live)
-            bound = newest + max(rows, fuse_ids(self, connection, live, newest, plan.now))
+            burst = ceil(found.row.heap_bytes / READ_BYTES * BURST_RATE)
+            bound = newest + max(rows, burst, fuse_ids(self, connection, live, newest, plan.now))
             leaves = tuple(_by_id(connection, live, bound, rows, plan.ahead))
             marker = Marker("id", first, rows=plan.rows)
         else:

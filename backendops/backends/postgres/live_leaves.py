@@ -40,8 +40,9 @@ EARLIEST: Final = timedelta(hours=1)
 # is older than a day there is no rate yet to rely on: ten results a second for a day.
 RATE_KNOWN: Final = timedelta(days=1)
 FUSE_IDS: Final = 1_000_000
-# A tail that has rows is read while it is bounded, which may take minutes, and a burst after a quiet month is in no
-# rate: four minutes of 400 results a second.
+# What has rows is read while it is bounded, which may take minutes, and a burst after a quiet month is in no rate.
+BURST_RATE: Final = 400
+# Four minutes of it.
 BURST_IDS: Final = 100_000
 
 
