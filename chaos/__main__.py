@@ -32,7 +32,7 @@ backends:
   results: {{url: "{url}"}}
 jobs:
   archive: {{older_than: 7d, every: day, batch_size: 100, batch_time: 3ms}}
-  expire: {{keep: 8d, batch_size: 100, batch_time: 3ms}}
+  expire: {{keep: 8d, allow_unarchived: true, batch_size: 100, batch_time: 3ms}}
   partition: {{every: day, keep: 12d, ahead: 2, quarantine: 7d}}
   drop: {{kind: partition, every: day, keep: 12d, ahead: 2, quarantine: 1s}}
 """
@@ -207,6 +207,8 @@ SCENES = (
 
 def play(attack: Attack, scene: Scene, kills: int, *, server: bool) -> None:
     """Kill the scene's command `kills` times; each time it is finished by a following run, it starts afresh."""
+    if not kills:
+        return
     left, alone = kills, 0.0
     for number in itertools.count():
         if not left:

@@ -46,8 +46,11 @@ class Pass:
     is kept, what is due behind it is reached. What is remembered costs reading when it is lost, never a row.
     """
 
-    def __init__(self, watermarks: Watermarks, live: LiveTable, due: Due, job: str, by: str) -> None:
+    def __init__(  # noqa: PLR0913 - of what, for whom, and after what
+        self, watermarks: Watermarks, live: LiveTable, due: Due, job: str, by: str, *, follows: bool = False
+    ) -> None:
         self._watermarks = watermarks
+        self._live, self._job, self._follows = live, job, follows
         self._due = due
         self._by = by
         self._key = f"{job} {live.sql_name}"
@@ -76,9 +79,16 @@ class Pass:
     def is_short(self) -> bool:
         """Has everything been looked at within a day, and was it much?"""
         full = self._last.get("full")
-        if self.is_resumed or full is None or self._last.get("kept", 0) < WORTH_SKIPPING:
+        if self.is_resumed or full is None:
             return False
-        return self._is_of_today(full)
+        return self._follows or (self._last.get("kept", 0) >= WORTH_SKIPPING and self._is_of_today(full))
+
+    def following(self) -> Pass:
+        """A short one after one of several runs: what became due behind its place since its first run.
+
+        Only then is everything taken that was due when this run began, which `expire` behind `archive` relies on.
+        """
+        return Pass(self._watermarks, self._live, self._due, self._job, self._by, follows=True)
 
     def windows(self) -> tuple[Window, ...]:
         """The parts of a table by date in which a row can have become due since the last pass, in order.
@@ -101,8 +111,11 @@ class Pass:
         return tuple(Window(low, end) for low, end in windows)
 
     def window_of_ids(self, last: int) -> Window:
-        """The same for a table by id: a short pass leaves out what lies far before the last rows that were due."""
-        if self.is_short and isinstance(self._due_from, int):
+        """The same for a table by id: a short pass leaves out what lies far before the last rows that were due.
+
+        With several cutoffs it does not: what is kept longer lies there, and comes of age.
+        """
+        if self.is_short and isinstance(self._due_from, int) and len(self._cutoffs()) == 1:
             self._is_whole = False
             return Window(self._due_from - QUIET_ROWS, last + 1)
         return Window(self._start, last + 1)

@@ -33,7 +33,7 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
         readings=(metrics.RESULTS_DUE.read(due),),
         findings=findings,
     )
-    locked, is_resumed = 0, False
+    locked = 0
     emptied: dict[LiveTable, datetime | None] = {}
     for target, deed in deeds:
         walk = Walk(session, target, deed, pace)
@@ -41,14 +41,11 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
             locked += taken.locked
             left = f"; {taken.locked:,} that other sessions hold are left for the next run" if taken.locked else ""
             yield Step(rows=taken.rows, what=f"{deed.done}{left}" if taken.rows or left else "")
-        is_resumed = is_resumed or walk.is_resumed
         for _ in deed.finish():
             yield Step()
         emptied[target.live] = walk.emptied_to if isinstance(walk.emptied_to, datetime) else None
     if targets:
         left = "nothing that is due is left" if due or about else ""
-        if is_resumed:
-            left = "this ends the pass that an earlier run began; what became due before its place is for the next run"
         if locked:
             left = f"{locked:,} due results are left, locked by other sessions"
         yield Step(what=left, readings=(metrics.RESULTS_DUE.read(locked), *oldest_ages(session, emptied)))

@@ -94,6 +94,10 @@ class Walk:
         """
         try:
             yield from self._batches()
+            if self._pass.is_resumed:
+                self._pass.completed()
+                self._pass = self._pass.following()
+                yield from self._batches()
         except BaseException as end:
             self._pass.interrupted(failed=isinstance(end, BackendError))
             # It says how many rows it removed as well, and why it ended: that is what counts.
@@ -102,11 +106,6 @@ class Walk:
             raise
         self._wait_for_disk()
         self._pass.completed()
-
-    @property
-    def is_resumed(self) -> bool:
-        """Did it go on where an earlier run had to end?"""
-        return self._pass.is_resumed
 
     def _batches(self) -> Iterator[Taken]:
         for low, end, is_from_start in self._courses():
