@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from backendops.backends.postgres import passes
 from backendops.contracts.capabilities import ArchivePlan, CanExpire
-from backendops.contracts.errors import BackendBusy
+from backendops.contracts.errors import BackendBusy, BackendUnreachable
 from backendops.contracts.retention import Retention, Rule
 from backendops.contracts.run import Limits, NoWatermarks
 from tests.celery_rows import fill_celery_table
@@ -155,6 +156,22 @@ def test_a_place_where_nothing_succeeds_is_given_up(postgres: TableStore) -> Non
         ):
             drive(backend.expire(retention(), Small(10)))
     assert 7 not in postgres.ids()
+
+
+def test_no_place_is_remembered_that_a_crash_of_the_server_could_take_back(postgres: TableStore) -> None:
+    """An expiry does not wait for the disk: what it removed last comes back when the server dies."""
+    kept = kept_before_due(postgres, indexed=True)
+    remembered = NoWatermarks()
+    with postgres.opened(watermarks=remembered) as backend, pytest.raises(BackendUnreachable):
+        steps = backend.expire(retention(), FixedPace(10))
+        for _ in range(56):
+            next(steps)
+        assert len(postgres.ids()) < len(kept) + 100
+        postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'backendops'")
+        drive(steps)
+    assert not any(json.loads(told).get("place") for told in remembered._values.values())
+    run(postgres, remembered, retention())
+    assert postgres.ids() == kept
 
 
 def looks(monkeypatch: pytest.MonkeyPatch, first_takes: float = 0) -> list[str]:

@@ -135,15 +135,19 @@ class Pass:
         self._kept += kept
         self._has_left = self._has_left or locked > 0
 
-    def has_reached(self, place: Key) -> None:
-        """Everything before `place` was looked at."""
+    def has_reached(self, place: Key) -> bool:
+        """Everything before `place` was looked at. Is it time to remember that, once it is certain to last?"""
         self._reached, self._has_moved = place, True
-        if monotonic() - self._remembered_at >= REMEMBER_EVERY.total_seconds():
-            self.interrupted()
+        return monotonic() - self._remembered_at >= REMEMBER_EVERY.total_seconds()
 
-    def interrupted(self, *, failed: bool = False) -> None:
-        """The next run goes on from here; from the beginning where this one could not do a single range of it."""
-        if self._keeps_place:
+    def interrupted(self, *, failed: bool = False, is_lost: bool = False) -> None:
+        """The next run goes on from here.
+
+        From the beginning where this one could not do a single range of it, or where what it removed may come back.
+        """
+        if is_lost:
+            self._reached = self.emptied_to = None
+        if self._keeps_place or is_lost:
             here = None if self._reached is None or (failed and not self._has_moved) else self._place(self._reached)
             self._remember({**self._last, "place": here})
         self._remembered_at = monotonic()

@@ -25,7 +25,7 @@ from backendops.backends.postgres.ranges import Key, Span, Taken
 from backendops.backends.postgres.survey import Target
 from backendops.backends.postgres.tables import LiveTable
 from backendops.backends.sql_files import load
-from backendops.contracts.errors import BackendBusy, BackendError
+from backendops.contracts.errors import BackendBusy, BackendError, BackendUnreachable
 from backendops.contracts.run import Pace
 
 # A batch that waits for a row holds the rows it already has: no writer may wait longer behind it than for a slow disk.
@@ -95,15 +95,21 @@ class Walk:
         try:
             yield from self._batches()
             if self._pass.is_resumed:
-                self._pass.completed()
+                self._complete()
                 self._pass = self._pass.following()
                 yield from self._batches()
         except BaseException as end:
-            self._pass.interrupted(failed=isinstance(end, BackendError))
+            # Where the server is gone, what it had not on its disk comes back.
+            is_lost = self._is_unflushed and isinstance(end, BackendUnreachable)
             # It says how many rows it removed as well, and why it ended: that is what counts.
             with suppress(BackendError):
-                self._wait_for_disk()
+                if not is_lost:
+                    self._wait_for_disk()
+                self._pass.interrupted(failed=isinstance(end, BackendError), is_lost=is_lost)
             raise
+        self._complete()
+
+    def _complete(self) -> None:
         self._wait_for_disk()
         self._pass.completed()
 
@@ -121,7 +127,9 @@ class Walk:
                     self.emptied_to = self._pass.emptied_to = span.high if is_emptied and taken.is_done else span.low
                 kept = span.size - taken.rows if span.full and not span.crowded else 0
                 self._pass.has_read(kept, taken.locked)
-                self._pass.has_reached(span.high if taken.is_done else span.low)
+                if self._pass.has_reached(span.high if taken.is_done else span.low):
+                    self._wait_for_disk()
+                    self._pass.interrupted()
                 yield taken
                 if self.by == "id" and self._is_over(span, taken):
                     break
