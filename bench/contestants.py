@@ -32,7 +32,7 @@ PLAIN_ARCHIVE = """
 CREATE TABLE celery_taskmeta_archive (
     LIKE celery_taskmeta, done_at timestamptz NOT NULL, archived_at timestamptz NOT NULL DEFAULT now());
 ALTER TABLE celery_taskmeta_archive ALTER COLUMN id DROP NOT NULL;
-CREATE INDEX ON celery_taskmeta_archive USING brin (
+CREATE INDEX filters ON celery_taskmeta_archive USING brin (
     task_id text_bloom_ops (n_distinct_per_range = 1000, false_positive_rate = 0.001)) WITH (pages_per_range = 32);
 CREATE INDEX ON celery_taskmeta_archive (done_at);
 """
@@ -123,6 +123,9 @@ def scripted(url: str, statement: str, archive: bool, size: int | None = None) -
         steps.append((time.monotonic(), cursor.rowcount))
         if size is None or cursor.rowcount == 0:
             break
+    if archive:
+        # Ours makes its filters, too: the same index is one that is as complete.
+        cursor.execute("SELECT brin_summarize_new_values('filters')")
     return {"began": began, "ended": time.monotonic(), "steps": steps}
 
 

@@ -40,8 +40,9 @@ def due_in(live: LiveTable, retention: Retention, zone: ZoneInfo, newest: dateti
     if due.latest is None:
         return None
     latest = naive(due.latest, zone)
-    # A date without an end says nothing about an age: such a row stays, and the survey says so.
-    date = f"isfinite(date_done) AND date_done < {_limit(due, live, zone, values)}"
+    # A date without an end says nothing about an age: such a row stays, and the survey says so. By comparison, as the
+    # index answers that: a function would take every row apart, a sixth of what removing it costs.
+    date = f"date_done > '-infinity' AND date_done < {_limit(due, live, zone, values)}"
     if newest is not None:
         latest, values["newest"] = min(latest, newest), newest
         date = f"{date} AND date_done < CAST(:newest AS timestamp)"
