@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,10 @@ from backendops.contracts.errors import BackendUnreachable
 from backendops.contracts.readings import Metric
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import FixedDuration, Keep
+
+# One part in fifty: 2 ms after a batch of 80 ms is enough for the writers that queued behind it to go first, and costs
+# 2 % of the rate; a tenth would cost more than the rest of the engine together.
+REST: Final = 0.02
 
 
 class Job(BaseModel, ABC):
@@ -57,7 +61,7 @@ class Job(BaseModel, ABC):
         description="Rows of the first batch; the following ones follow batch_time.",
     )
     rest: Annotated[float, Field(ge=0, le=100)] = Field(
-        0.04,
+        REST,
         description="How many times as long as a batch took to rest after it: 3, with a batch_time of 6ms, is gentle.",
     )
     max_rows: Annotated[int, Field(ge=1)] | None = Field(

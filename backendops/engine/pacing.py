@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final
 
+from backendops.contracts.job import REST
 from backendops.contracts.run import Pace
 
 # Why a run may wait, as labels of a metric: a backend that reports pressure uses these words.
@@ -27,9 +28,6 @@ AIM: Final = 1 / 3
 # A batch that timed out lowers the ceiling; each good one gives a tenth of it back, so that a
 # size that timed out is tried again after seven good batches, not after the next one.
 RECOVERY: Final = 1.1
-# One part in twenty-five: 3 ms after a batch of 80 ms is enough for the writers that queued behind it
-# to go first, and costs 4 % of the rate; a tenth would cost more than the rest of the engine together.
-REST: Final = 0.04
 
 
 class TimedPace(Pace):

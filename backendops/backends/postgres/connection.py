@@ -152,10 +152,12 @@ class PostgresSession(SqlBackend):
         lock_timeout: timedelta | None = None,
         read_only: bool = False,
         one_state: bool = False,
+        of_a_batch: bool = False,
     ) -> Iterator[Connection]:
         """One bounded transaction on the run's connection, committed on leaving, rolled back on an error.
 
-        With `one_state` all its statements see the rows as the first one sees them, and fail where they changed since.
+        With `one_state` all its statements see the rows as the first one sees them, and fail where they changed since;
+        with `of_a_batch` they go by their indexes whatever the statistics say.
 
         Raises BackendBusy, BackendRefused or BackendUnreachable for what the driver reports.
         """
@@ -165,7 +167,8 @@ class PostgresSession(SqlBackend):
         with driver_errors(self.display_url), self._connection.begin():
             if one_state:
                 self._connection.execute(load("postgres", "session", "see_one_state"))
-            self.bound(self._connection, statement_timeout, lock_timeout)
+            by = "bound_batch" if of_a_batch else "bound_transaction"
+            self.bound(self._connection, statement_timeout, lock_timeout, by=by)
             if read_only or self._limits.read_only:
                 self._connection.execute(load("postgres", "session", "make_read_only"))
             yield self._connection
@@ -176,10 +179,11 @@ class PostgresSession(SqlBackend):
         statement_timeout: timedelta | None = None,
         lock_timeout: timedelta | None = None,
         idle_timeout: timedelta | None = IDLE_IN_TRANSACTION,
+        by: str = "bound_transaction",
     ) -> None:
         """Bound the statements of the transaction that `connection` is in; None takes the run's own limits."""
         connection.execute(
-            load("postgres", "session", "bound_transaction"),
+            load("postgres", "session", by),
             {
                 "statement_timeout": milliseconds(statement_timeout or self._limits.statement_timeout),
                 "lock_timeout": milliseconds(lock_timeout or self._limits.lock_timeout),

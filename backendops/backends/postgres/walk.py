@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from time import monotonic
@@ -279,11 +279,10 @@ class Walk:
             # Long enough for the DDL or the transaction in the way to end, short enough to be no pause in a run.
             self._session.rest(0.2)
 
-    @contextmanager
-    def _transaction(self, lock_timeout: timedelta | None = None, *, one_state: bool = False) -> Iterator[Connection]:
-        with self._session.transaction(lock_timeout=lock_timeout, one_state=one_state) as connection:
-            connection.execute(load("postgres", "session", "prefer_indexes"))
-            yield connection
+    def _transaction(
+        self, lock_timeout: timedelta | None = None, *, one_state: bool = False
+    ) -> AbstractContextManager[Connection]:
+        return self._session.transaction(lock_timeout=lock_timeout, one_state=one_state, of_a_batch=True)
 
 
 def walked_column(live: LiveTable) -> str:
