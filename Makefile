@@ -31,7 +31,7 @@ bench: .venv/dev servers ## Measure against what people use today, on 2,000,000 
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: chaos
-chaos: .venv/dev ## SIGKILL every changing command 200 times and the server 20 times: nothing may be lost (ARGS="--kills 20" is quick)
+chaos: .venv/dev ## SIGKILL every changing command 200 times and the server 20 times: nothing may be lost (a quarter of an hour; ARGS="--kills 20" is quick)
 	$(BIN)/python -m chaos $(ARGS)
 
 .PHONY: servers
