@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.errors import STATEMENT_TIMEOUT, code_of
-from backendops.backends.postgres.walk import TRIES
-from backendops.contracts.errors import BackendBusy
+from backendops.contracts.errors import BackendError
 from backendops.contracts.run import Pace
+
+# A range that fails three times, and cannot be made smaller, meets something that no waiting cures within this run.
+TRIES: Final = 3
 
 
 class Tries:
@@ -16,12 +20,12 @@ class Tries:
         self._session, self._pace = session, pace
         self._failures = 0
 
-    def failed(self, busy: BackendBusy, size: int) -> None:
+    def failed(self, error: BackendError, size: int) -> None:
         """Make ready for another try of this batch; raises what it failed with where that is no use."""
         self._failures += 1
         if self._failures == TRIES or self._session.interrupted:
-            raise busy
-        if code_of(busy) == STATEMENT_TIMEOUT:
+            raise error
+        if code_of(error) == STATEMENT_TIMEOUT:
             self._pace.timed_out()
         else:
             # Long enough for the DDL or the transaction in the way to end, short enough to be no pause in a run.

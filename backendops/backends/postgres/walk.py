@@ -24,14 +24,13 @@ from backendops.backends.postgres.passes import Pass, Window
 from backendops.backends.postgres.ranges import Key, Span, Taken
 from backendops.backends.postgres.survey import Target
 from backendops.backends.postgres.tables import LiveTable
+from backendops.backends.postgres.tries import Tries
 from backendops.backends.sql_files import load
 from backendops.contracts.errors import BackendBusy, BackendError, BackendUnreachable
 from backendops.contracts.run import Pace
 
 # A batch that waits for a row holds the rows it already has: no writer may wait longer behind it than for a slow disk.
 LOCK_PATIENCE: Final = timedelta(milliseconds=50)
-# A range that fails three times, and cannot be made smaller, meets something that no waiting cures within this run.
-TRIES: Final = 3
 
 
 class _Uneven(Exception):
@@ -179,7 +178,7 @@ class Walk:
     def _along(self, start: Key, end: Key) -> Iterator[tuple[Span, Taken] | None]:
         """Each range that was taken; None where one failed and is tried again, which is a moment to stop."""
         low: Key | None = start
-        failures, failed_check = 0, False
+        tries, failed_check = Tries(self._session, self._pace), False
         while low is not None:
             size = self._pace.size
             try:
@@ -188,18 +187,15 @@ class Walk:
                 self._ask_members(span)
                 taken = self._take(span)
             except BackendError as error:
-                failures, failed_check = failures + 1, code_of(error) == CHECK_VIOLATION
+                failed_check = code_of(error) == CHECK_VIOLATION
                 # Without the server's code it is ours, and names a way out that is not waiting.
-                may_pass = failed_check or (isinstance(error, BackendBusy) and code_of(error) is not None)
-                if failures == TRIES or self._session.interrupted or not may_pass:
+                if not failed_check and (not isinstance(error, BackendBusy) or code_of(error) is None):
                     raise
-                self._recover(error)
-                if self._pace.size < size:
-                    # Each run begins with the same size: who gives up on the way down never gets through.
-                    failures = 0
+                tries.failed(error, size)
                 yield None
                 continue
-            failures, failed_check = 0, False
+            failed_check = False
+            tries.passed()
             self._pace.measured(size if span.full and not span.crowded else taken.rows, taken.seconds)
             yield span, taken
             if taken.is_done:
@@ -271,13 +267,6 @@ class Walk:
     def _commit_lazily(self, connection: Connection) -> None:
         if self._deed.lazy:
             connection.execute(load("postgres", "session", "commit_lazily"))
-
-    def _recover(self, error: BackendError) -> None:
-        if code_of(error) == STATEMENT_TIMEOUT:
-            self._pace.timed_out()
-        else:
-            # Long enough for the DDL or the transaction in the way to end, short enough to be no pause in a run.
-            self._session.rest(0.2)
 
     def _transaction(
         self, lock_timeout: timedelta | None = None, *, one_state: bool = False
