@@ -31,8 +31,8 @@ state: {state}
 backends:
   results: {{url: "{url}"}}
 jobs:
-  archive: {{older_than: 7d, every: day, batch_size: 100, batch_time: 3ms}}
-  expire: {{keep: 8d, allow_unarchived: true, batch_size: 100, batch_time: 3ms}}
+  archive: {{older_than: 7d, every: day, batch_size: 100, batch_time: 3ms, pace: full}}
+  expire: {{keep: 8d, allow_unarchived: true, batch_size: 100, batch_time: 3ms, pace: full}}
   partition: {{every: day, keep: 12d, ahead: 2, quarantine: 7d}}
   drop: {{kind: partition, every: day, keep: 12d, ahead: 2, quarantine: 1s}}
 """

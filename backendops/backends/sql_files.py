@@ -72,6 +72,11 @@ def load(dialect: str, job: str, name: str, slots: Mapping[str, str] | None = No
     return text(fill(statements(dialect, job)[name], slots or {}))
 
 
+def together(*clauses: TextClause) -> TextClause:
+    """Several statements as one message, which costs one round trip; what is said of rows is of the last one."""
+    return text(";\n".join(clause.text for clause in clauses))
+
+
 def readable(statement: TextClause, values: Mapping[str, object]) -> str:
     """A loaded statement with the values that are known, for people: what is not known stays `:name`."""
 

@@ -240,13 +240,15 @@ class Pressure:
     """Why a changing run should wait, or end; neither where all is well.
 
     `wait` is a word that becomes a metric's label, such as `replica-lag`, and `why` says it in full; `end` is the
-    whole sentence of why the run is to end. `findings` are told once for each run.
+    whole sentence of why the run is to end. `findings` are told once for each run. `in_use`: do others use the server,
+    as far as one can see, so that a run should go gently?
     """
 
     wait: str | None = None
     why: str = ""
     end: str | None = None
     findings: tuple[Finding, ...] = ()
+    in_use: bool = False
 
 
 class CanReportPressure(ABC):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,10 +13,6 @@ from backendops.contracts.errors import BackendUnreachable
 from backendops.contracts.readings import Metric
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import FixedDuration, Keep
-
-# One part in fifty: 2 ms after a batch of 80 ms is enough for the writers that queued behind it to go first, and costs
-# 2 % of the rate; a tenth would cost more than the rest of the engine together.
-REST: Final = 0.02
 
 
 class Job(BaseModel, ABC):
@@ -54,15 +50,16 @@ class Job(BaseModel, ABC):
     )
     batch_time: FixedDuration = Field(
         timedelta(milliseconds=250),
-        description="What one batch may take, so that no writer waits longer behind it.",
+        description="What one batch may take at full speed, so that no writer waits longer behind it.",
     )
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = Field(
         1000,
         description="Rows of the first batch; the following ones follow batch_time.",
     )
-    rest: Annotated[float, Field(ge=0, le=100)] = Field(
-        REST,
-        description="How many times as long as a batch took to rest after it: 3, with a batch_time of 6ms, is gentle.",
+    pace: Literal["auto", "gentle", "full"] = Field(
+        "auto",
+        description="gentle: small batches with long rests between them, which an application does not notice; full: "
+        "as fast as batch_time lets it; auto: gentle while others use the server, where the backend can tell.",
     )
     max_rows: Annotated[int, Field(ge=1)] | None = Field(
         None,

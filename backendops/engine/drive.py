@@ -17,7 +17,7 @@ from backendops.contracts.readings import Finding
 from backendops.contracts.run import Outcome, Step, Steps
 from backendops.engine.clock import Clock
 from backendops.engine.ledger import Ledger
-from backendops.engine.pacing import TimedPace
+from backendops.engine.pacing import GENTLE, TwoPaces
 from backendops.engine.report import Run
 from backendops.engine.stop import Stop
 
@@ -88,7 +88,7 @@ class Drive:
     ended_by: str = field(default="", init=False)
     """The sentence with which the backend ended the run, where it did."""
 
-    _pace: TimedPace = field(init=False)
+    _pace: TwoPaces = field(init=False)
     _deadline: float = field(init=False)
     _asked_at: float = field(default=float("-inf"), init=False)
     _pressed_at: float = field(default=float("-inf"), init=False)
@@ -97,7 +97,8 @@ class Drive:
 
     def __post_init__(self) -> None:
         job = self.run.pair.job
-        self._pace = TimedPace(job.batch_size, job.batch_time, job.rest)
+        self._pace = TwoPaces(job.batch_size, job.batch_time)
+        self._pace.is_gentle = job.pace == "gentle"
         self._deadline = self.clock.monotonic() + job.time_budget.total_seconds()
 
     def to_the_end(self, stepped: Callable[[Step], None], throttled: Callable[[str, float], None]) -> Outcome:
@@ -115,7 +116,14 @@ class Drive:
                 self.tally.add(step)
                 stepped(step)
                 if self.run.pair.job.changes:
-                    self.stop.wait(self._pace.rest(self.clock.monotonic() - began))
+                    self._rest(self.clock.monotonic() - began)
+
+    def _rest(self, took: float) -> None:
+        rest = self._pace.rest(took)
+        self.stop.wait(rest)
+        # Many times a second, and no news: only the run's record has it.
+        if self._pace.is_gentle:
+            self.tally.waited(GENTLE, rest)
 
     def _why_end(self) -> Outcome | None:
         self._ask_the_ledger()
@@ -145,6 +153,8 @@ class Drive:
         told = None
         while (pressure := self._pressure()) is not _ALL_IS_WELL:
             self.tally.note(pressure.findings)
+            if self.run.pair.job.pace == "auto":
+                self._pace.is_gentle = pressure.in_use
             if pressure.end is not None:
                 self.ended_by = pressure.end
                 return Outcome.STOPPED

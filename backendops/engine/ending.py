@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from backendops.contracts.run import Outcome
 from backendops.contracts.units import Duration
+from backendops.engine.pacing import GENTLE
 from backendops.policy.model import Pair
 
 
@@ -19,8 +21,8 @@ class Ending:
     what: str = ""
 
 
-def ending_of(outcome: Outcome, pair: Pair, stopped_by: str) -> Ending:
-    """What the outcome of a drive means for this pair."""
+def ending_of(outcome: Outcome, pair: Pair, stopped_by: str, throttled: Mapping[str, float]) -> Ending:
+    """What the outcome of a drive means for this pair; `throttled` is the seconds it lost, by reason."""
     goes_on = "what is done is committed; the next run goes on from there"
     match outcome:
         case Outcome.LOST_LOCK:
@@ -28,6 +30,8 @@ def ending_of(outcome: Outcome, pair: Pair, stopped_by: str) -> Ending:
         case Outcome.STOPPED:
             return Ending(outcome, stopped_by, goes_on)
         case Outcome.OUT_OF_TIME:
+            if throttled.get(GENTLE):
+                goes_on += "; it went gently: a longer time_budget or `pace: full` does more in one run"
             return Ending(outcome, f"its time_budget of {Duration(pair.job.time_budget)} is used up", goes_on)
         case Outcome.CANCELLED:
             return Ending(outcome, "somebody cancelled it", goes_on)

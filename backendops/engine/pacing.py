@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Final
 
-from backendops.contracts.job import REST
 from backendops.contracts.run import Pace
 
 # Why a run may wait, as labels of a metric: a backend that reports pressure uses these words.
-THROTTLE_REASONS: Final = ("paused", "pause-file", "pause-when", "replica-lag", "lock-waits", "no-answer")
+THROTTLE_REASONS: Final = ("paused", "pause-file", "pause-when", "replica-lag", "lock-waits", "no-answer", "gentle")
+GENTLE: Final = "gentle"
 
 # Below ten rows a batch is mostly round trips and its lock no shorter.
 SMALLEST: Final = 10
@@ -28,20 +28,39 @@ AIM: Final = 1 / 3
 # A batch that timed out lowers the ceiling; each good one gives a tenth of it back, so that a
 # size that timed out is tried again after seven good batches, not after the next one.
 RECOVERY: Final = 1.1
+# One part in fifty: 2 ms after a batch of 80 ms is enough for the writers that queued behind it to go first, and costs
+# 2 % of the rate; a tenth would cost more than the rest of the engine together.
+REST: Final = 0.02
+
+# Gently: a commit of the application waits for all that was logged before it, so a batch logs little (some 500 rows,
+# half a megabyte) and is followed by three times its length in which nothing is: docs/benchmarks.md.
+GENTLE_ROWS: Final = 500
+GENTLE_REST: Final = 3.0
+# Large rows make smaller batches, but a slow network or a busy processor must not make tiny ones: their round trips
+# would be no gentler, and the run would never end.
+GENTLE_BATCH_TIME: Final = timedelta(milliseconds=25)
+GENTLE_SMALLEST: Final = 100
 
 
 class TimedPace(Pace):
     """Sizes batches so that none takes longer than `batch_time`, from what the ones before it took."""
 
     def __init__(
-        self, first: int = 1000, batch_time: timedelta = timedelta(milliseconds=250), rest: float = REST
+        self,
+        first: int = 1000,
+        batch_time: timedelta = timedelta(milliseconds=250),
+        *,
+        rest: float = REST,
+        smallest: int = SMALLEST,
+        largest: int = LARGEST,
     ) -> None:
         self._size = float(first)
         self._rest = rest
-        self._longest_rest = max(batch_time.total_seconds() * AIM, batch_time.total_seconds() * rest)
+        self._longest_rest = batch_time.total_seconds() * max(AIM, rest)
         self._aim = batch_time.total_seconds() * AIM
-        self._smallest = min(SMALLEST, first)
-        self._largest = self._ceiling = float(max(LARGEST, first))
+        self._smallest = min(smallest, first)
+        self._least = min(SMALLEST, first)
+        self._largest = self._ceiling = float(max(largest, first))
         self._rate: float | None = None
 
     @property
@@ -59,10 +78,10 @@ class TimedPace(Pace):
             weight = WEIGHT_OF_SLOWER if rate < self._rate else WEIGHT_OF_FASTER
             self._rate += weight * (rate - self._rate)
         self._ceiling = min(self._ceiling * RECOVERY, self._largest)
-        self._resize(min(self._rate * self._aim, self._size * GROWTH))
+        self._resize(max(min(self._rate * self._aim, self._size * GROWTH), self._smallest))
 
     def timed_out(self) -> None:
-        self._ceiling = max(self._size / 2, self._smallest)
+        self._ceiling = max(self._size / 2, self._least)
         self._rate = None
         self._resize(self._ceiling)
 
@@ -71,4 +90,37 @@ class TimedPace(Pace):
         return min(seconds * self._rest, self._longest_rest)
 
     def _resize(self, size: float) -> None:
-        self._size = max(min(size, self._ceiling), self._smallest)
+        self._size = max(min(size, self._ceiling), self._least)
+
+
+class TwoPaces(Pace):
+    """At full speed, or gently: each remembers what its own batches took."""
+
+    def __init__(self, first: int, batch_time: timedelta) -> None:
+        self._full = TimedPace(first, batch_time)
+        self._gentle = TimedPace(
+            min(first, GENTLE_ROWS),
+            min(batch_time, GENTLE_BATCH_TIME),
+            rest=GENTLE_REST,
+            smallest=GENTLE_SMALLEST,
+            largest=GENTLE_ROWS,
+        )
+        self.is_gentle = False
+
+    @property
+    def _now(self) -> TimedPace:
+        return self._gentle if self.is_gentle else self._full
+
+    @property
+    def size(self) -> int:
+        return self._now.size
+
+    def measured(self, rows: int, seconds: float) -> None:
+        self._now.measured(rows, seconds)
+
+    def timed_out(self) -> None:
+        self._now.timed_out()
+
+    def rest(self, seconds: float) -> float:
+        """Seconds to rest after a step that took `seconds`."""
+        return self._now.rest(seconds)

@@ -193,7 +193,8 @@ class _Running:
         outcome = drive.to_the_end(self._stepped, self._throttled)
         if course is not None and outcome is Outcome.COMPLETED:
             course.completes(self._pair.job_name, settings_of(job.keeps()))
-        return ending_of(outcome, self._pair, drive.ended_by or f"the process was asked to end ({self._stop.reason})")
+        stopped_by = drive.ended_by or f"the process was asked to end ({self._stop.reason})"
+        return ending_of(outcome, self._pair, stopped_by, self._tally.throttled)
 
     def _failed(self, error: Exception) -> Ending:
         if self._ending is not None:

@@ -90,7 +90,7 @@ def store(postgres18_url: str, fill_celery_table: Callable[..., None]) -> Iterat
 @pytest.fixture
 def command(postgres18_url: str, tmp_path: Path) -> Installed:
     # Small batches, so that the run is long enough to be met in the middle.
-    job = "{backend: results, older_than: 7d, batch_size: 100, batch_time: 10ms}"
+    job = "{backend: results, older_than: 7d, batch_size: 100, batch_time: 10ms, pace: full}"
     return Installed.with_policy(
         tmp_path, f"backends: {{results: {{url: '{postgres18_url}'}}}}\njobs: {{archive: {job}}}"
     )

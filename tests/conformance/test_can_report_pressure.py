@@ -37,8 +37,12 @@ from tests.servers import Postgres, Replica, Servers
 
 CAPABILITY = CanReportPressure
 
-WELL = Pressure()
 DUE = 60
+
+
+def is_well(found: Pressure) -> bool:
+    """Nothing to wait for, to end for, or to tell; whether others use the server is another question."""
+    return found == Pressure(in_use=found.in_use)
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +145,7 @@ def test_all_is_well(postgres_url: str) -> None:
     """Before Celery has made its tables, and then with them; asked on the run's connection, then beside it."""
     for _ in range(2):
         with opened(postgres_url) as backend:
-            assert [backend.pressure() for _ in range(3)] == [WELL] * 3
+            assert all(is_well(backend.pressure()) for _ in range(3))
         fill_celery_table(postgres_url, 10)
 
 
@@ -174,14 +178,55 @@ def test_who_waits_for_somebody_else_on_our_tables_is_left_in_peace(results: str
             assert found.wait == "lock-waits"
             assert found.why == "1 sessions wait for a lock on Celery's tables, or for this run"
     with opened(results) as backend:
-        assert backend.pressure() == WELL
+        assert is_well(backend.pressure())
 
 
 def test_waiting_on_other_tables_is_no_business_of_ours(results: str) -> None:
     sql(results, "CREATE TABLE theirs (id int)")
     lock = "LOCK TABLE theirs IN ACCESS EXCLUSIVE MODE"
     with in_transaction(results, lock), waiting(results, lock), opened(results) as backend:
-        assert [backend.pressure() for _ in range(3)] == [WELL] * 3
+        assert all(is_well(backend.pressure()) for _ in range(3))
+
+
+def is_used(url: str) -> bool:
+    with opened(url) as backend:
+        return backend.pressure().in_use
+
+
+def test_the_server_is_used_while_somebody_asks_something(postgres18_url: str) -> None:
+    with opened(postgres18_url) as other, closing(connect(postgres18_url)) as session, session.cursor() as cursor:
+        with other.transaction():
+            pass
+        cursor.execute("SELECT 1")
+        assert is_used(postgres18_url)
+        # Our own are not counted, and a session that rests does not use it.
+        until(lambda: not is_used(postgres18_url), "nobody has asked anything for two seconds")
+        cursor.execute("SELECT 1")
+        assert is_used(postgres18_url)
+
+
+def test_who_may_not_see_what_others_do_takes_the_server_for_used(postgres18_url: str) -> None:
+    blind = other_role(postgres18_url, "blind")
+    with closing(connect(postgres18_url)):
+        until(lambda: not is_used(postgres18_url), "nobody has asked anything for two seconds")
+        assert is_used(blind)
+        sql(postgres18_url, "GRANT pg_read_all_stats TO blind")
+        until(lambda: not is_used(blind), "nobody has asked anything for two seconds")
+
+
+def test_a_run_beside_an_application_goes_gently_and_says_so(postgres18_url: str) -> None:
+    fill_celery_table(postgres18_url, 3000, due=1)
+    job = {"keep": "7d"}
+    with closing(connect(postgres18_url)) as session, session.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        report = Running(postgres18_url, Expire(**job)).ended()
+    assert (report.outcome, report.rows) == (Outcome.COMPLETED, 3000)
+    assert 0 < report.throttled["gentle"] < report.seconds
+    fill_celery_table(postgres18_url, 3000, due=1)
+    with closing(connect(postgres18_url)) as session, session.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        report = Running(postgres18_url, Expire(**job, pace="full")).ended()
+    assert (report.rows, report.throttled) == (3000, {})
 
 
 def test_tables_of_another_name_and_their_partitions_are_watched(postgres_url: str) -> None:
@@ -194,18 +239,18 @@ def test_tables_of_another_name_and_their_partitions_are_watched(postgres_url: s
     lock, names = "LOCK TABLE leaf IN ACCESS EXCLUSIVE MODE", {"tables": {"task": "it's"}, "schemas": {"task": "a:b"}}
     with in_transaction(postgres_url, lock), waiting(postgres_url, lock):
         with opened(postgres_url) as backend:
-            assert backend.pressure() == WELL
+            assert is_well(backend.pressure())
         with opened(postgres_url, **names) as backend:
             assert backend.pressure().wait == "lock-waits"
 
 
 def test_a_wait_between_two_readings_is_not_missed() -> None:
-    answers = [WELL, Pressure("lock-waits"), *[WELL] * 1000]
+    answers = [Pressure(), Pressure("lock-waits"), *[Pressure()] * 1000]
     watched = watch.Watch(_Silent, lambda _: answers.pop(0), lambda error: Pressure("no-answer"))
     try:
         until(lambda: len(answers) < 990, "it was asked ten times")
         assert watched.latest().wait == "lock-waits"
-        assert watched.latest() == WELL
+        assert is_well(watched.latest())
     finally:
         watched.close()
 
@@ -433,15 +478,15 @@ def test_whose_lag_counts(replicated: tuple[str, str]) -> None:
     sql(url, "CREATE TABLE more AS SELECT 1")
     until(lambda: asked(url, max_replica_lag="1ms").wait == "replica-lag", "the lag is seen")
     assert asked(url, max_replica_lag="1ms").why.startswith("replica replica is ")
-    assert asked(url) == WELL, "it is not yet 30 s"
-    assert asked(url, max_replica_lag="forever") == WELL
-    assert asked(url, max_replica_lag="1ms", ignore_replicas=["other", "replica"]) == WELL
+    assert is_well(asked(url)), "it is not yet 30 s"
+    assert is_well(asked(url, max_replica_lag="forever"))
+    assert is_well(asked(url, max_replica_lag="1ms", ignore_replicas=["other", "replica"]))
 
     hidden = asked(other_role(url, "small"), max_replica_lag="1ms")
     assert hidden.wait is None
     assert [finding.code for finding in hidden.findings] == ["postgres.replica-lag-hidden"]
     assert "GRANT pg_read_all_stats" in hidden.findings[0].fix
     ignoring = asked(other_role(url, "small"), max_replica_lag="1ms", ignore_replicas=["replica"])
-    assert ignoring == WELL
+    assert is_well(ignoring)
     shown = asked(other_role(url, "sees", "GRANT pg_read_all_stats TO sees"), max_replica_lag="1ms")
     assert shown.wait == "replica-lag"

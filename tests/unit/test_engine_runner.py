@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import PrivateAttr
 from sqlalchemy import text
 
 from backendops.contracts.backend import Standing
@@ -20,7 +22,7 @@ from backendops.contracts.errors import (
     BackendUnreachable,
 )
 from backendops.contracts.readings import Finding, Severity
-from backendops.contracts.run import Limits, Outcome, Step, Steps, Trigger
+from backendops.contracts.run import Limits, Outcome, Pace, Step, Steps, Trigger
 from backendops.engine.ledger import Ledger
 from backendops.engine.pacing import AIM, REST
 from backendops.engine.report import RunListener, RunReport
@@ -213,6 +215,43 @@ def test_throttled_until_it_is_clear(bench: Bench) -> None:
     assert dict(report.throttled) == {"replica-lag": 2.0, "lock-waits": 1.0}
     assert bench.heard.lines[1:4] == ["throttled replica-lag 1", "throttled replica-lag 1", "throttled lock-waits 1"]
     assert {t.reason: t.seconds for t in bench.ledger.throttled()} == {"replica-lag": 2.0, "lock-waits": 1.0}
+
+
+class PacedJob(ToyJob):
+    """Notes the size of each batch."""
+
+    _sizes: list[int] = PrivateAttr(default_factory=list)
+
+    @property
+    def sizes(self) -> list[int]:
+        return self._sizes
+
+    def run(self, backend: Any, now: datetime, pace: Pace) -> Steps:
+        for step in super().run(backend, now, pace):
+            self._sizes.append(pace.size)
+            yield step
+
+
+@pytest.mark.parametrize(
+    ("pace", "sizes"), [("auto", [500, 1000, 500]), ("gentle", [500, 500, 500]), ("full", [1000, 1000, 1000])]
+)
+def test_gently_while_others_use_the_server(bench: Bench, pace: Any, sizes: list[int]) -> None:
+    job = PacedJob(steps=3, pace=pace, before=lambda number: bench.wait(1))
+    report = bench.run(behaving(job, pressure=[Pressure(in_use=True), Pressure(), Pressure(in_use=True)]))
+    assert job.sizes == sizes
+    # Three quarters of a gentle batch's 25 ms, which a step of a second is not allowed to stretch.
+    assert report.throttled == ({"gentle": pytest.approx(0.075 * sizes.count(500))} if 500 in sizes else {})
+    assert not any("gentle" in line for line in bench.heard.lines), "many times a second, so only at the end"
+
+
+def test_who_is_out_of_time_beside_others_hears_of_the_quick_way(bench: Bench) -> None:
+    job = ToyJob(steps=9, time_budget=timedelta(seconds=3), before=lambda number: bench.wait(1))
+    report = bench.run(behaving(job, pressure=[Pressure(in_use=True)] * 9))
+    assert report.outcome is Outcome.OUT_OF_TIME
+    assert "pace: full" in report.hint
+    report = bench.run(behaving(job, pressure=[Pressure()] * 9))
+    assert report.outcome is Outcome.OUT_OF_TIME
+    assert "pace" not in report.hint
 
 
 def test_throttled_until_the_time_is_up(bench: Bench) -> None:

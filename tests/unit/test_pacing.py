@@ -8,7 +8,17 @@ from datetime import timedelta
 import pytest
 
 from backendops.engine.pacing import AIM as SHARE
-from backendops.engine.pacing import GROWTH, LARGEST, REST, SMALLEST, TimedPace
+from backendops.engine.pacing import (
+    GENTLE_BATCH_TIME,
+    GENTLE_ROWS,
+    GENTLE_SMALLEST,
+    GROWTH,
+    LARGEST,
+    REST,
+    SMALLEST,
+    TimedPace,
+    TwoPaces,
+)
 
 # What batches of the default batch_time, 250 ms, aim at.
 AIM = 0.25 * SHARE
@@ -100,3 +110,52 @@ def test_rest_is_a_part_of_the_work_and_never_longer_than_a_batch() -> None:
     pace = TimedPace(1000, timedelta(milliseconds=100))
     assert pace.rest(0.1) == pytest.approx(0.1 * REST)
     assert pace.rest(600) == pytest.approx(0.1 * SHARE)
+
+
+def gentle(first: int = 1000, batch_time: timedelta = timedelta(milliseconds=250)) -> TwoPaces:
+    pace = TwoPaces(first, batch_time)
+    pace.is_gentle = True
+    return pace
+
+
+def test_gently_a_batch_stays_small_however_fast_the_server_is() -> None:
+    pace = gentle()
+    for _ in range(40):
+        pace.measured(pace.size, pace.size / 1e9)
+    assert pace.size == GENTLE_ROWS
+    assert pace.rest(0.004) == pytest.approx(0.012)
+
+
+def test_gently_large_rows_make_smaller_batches_and_a_slow_network_no_tiny_ones() -> None:
+    pace, aim = gentle(), GENTLE_BATCH_TIME.total_seconds() * SHARE
+    for _ in range(20):
+        pace.measured(pace.size, pace.size / 20_000)
+    assert pace.size == pytest.approx(20_000 * aim, rel=0.1)
+    for _ in range(20):
+        pace.measured(pace.size, 0.1 + pace.size / 20_000)
+    assert pace.size == GENTLE_SMALLEST
+
+
+def test_gently_rows_that_time_out_make_the_smallest_batches_too() -> None:
+    pace = gentle()
+    for _ in range(20):
+        pace.timed_out()
+    assert pace.size == SMALLEST
+
+
+def test_each_pace_remembers_its_own_batches() -> None:
+    pace = TwoPaces(1000, timedelta(milliseconds=250))
+    for _ in range(10):
+        pace.measured(pace.size, pace.size / 200_000)
+    full = pace.size
+    pace.is_gentle = True
+    assert pace.size == GENTLE_ROWS
+    pace.measured(GENTLE_ROWS, 0.003)
+    pace.is_gentle = False
+    assert pace.size == full
+
+
+def test_a_policy_that_wants_less_than_the_gentle_way_keeps_it() -> None:
+    pace = gentle(20, timedelta(milliseconds=1))
+    assert pace.size == 20
+    assert pace.rest(10) == pytest.approx(0.003)

@@ -77,6 +77,7 @@ def test_readable_shows_what_is_known_and_keeps_what_is_not() -> None:
 VALUES = {
     "statement_timeout": "'1s'", "lock_timeout": "'1s'", "idle_timeout": "'1s'", "key": "1", "pid": "1",
     "begun": "'2026-01-01'", "zone": "'UTC'", "end": "'2027-01-01'", "low": "'2026-01-01'", "high": "'2026-01-02'",
+    "ranges": "3",
     "size": "10", "latest": "'2026-01-01'", "cutoff": "'2026-01-01'", "since": "'2026-01-01'", "every": "'month'",
     "name": "'celery_taskmeta'", "schema": "'public'", "oid": "1", "column": "'date_done'", "comment": "'text'",
     "start": "'2026-11-01'", "task": "'celery_taskmeta'", "task_schema": "'public'", "group": "'celery_tasksetmeta'",

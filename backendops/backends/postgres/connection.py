@@ -6,17 +6,18 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from typing import Any, ClassVar, Final, Self
 
 import psycopg2
 from pydantic import PrivateAttr, SecretStr, field_validator
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, NullPool, TextClause, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from backendops.backends.postgres.deadline import answers_within
 from backendops.backends.postgres.errors import driver_errors
 from backendops.backends.sql import SqlBackend
-from backendops.backends.sql_files import load
+from backendops.backends.sql_files import load, together
 from backendops.contracts.errors import BackendBusy, BackendUnreachable
 from backendops.contracts.run import Limits, Watermarks
 
@@ -28,6 +29,12 @@ IDLE_IN_TRANSACTION: Final = timedelta(minutes=1)
 def milliseconds(length: timedelta) -> str:
     """A timeout as the server takes it; never 0, which would mean without end."""
     return f"{max(1, round(length.total_seconds() * 1000))}ms"
+
+
+@cache
+def _opening(names: tuple[str, ...]) -> TextClause:
+    # In one round trip: of a small batch they are most of the time.
+    return together(*(load("postgres", "session", name) for name in names))
 
 
 class PostgresSession(SqlBackend):
@@ -145,32 +152,39 @@ class PostgresSession(SqlBackend):
             yield connection
 
     @contextmanager
-    def transaction(
+    def transaction(  # noqa: PLR0913 - the one place of what a transaction can be
         self,
         *,
         statement_timeout: timedelta | None = None,
         lock_timeout: timedelta | None = None,
         read_only: bool = False,
         one_state: bool = False,
-        of_a_batch: bool = False,
+        prefer_indexes: bool = False,
+        lazily: bool = False,
     ) -> Iterator[Connection]:
         """One bounded transaction on the run's connection, committed on leaving, rolled back on an error.
 
         With `one_state` all its statements see the rows as the first one sees them, and fail where they changed since;
-        with `of_a_batch` they go by their indexes whatever the statistics say.
+        with `prefer_indexes` they go by their indexes whatever the statistics say; with `lazily` its commit does not
+        wait for the disk.
 
         Raises BackendBusy, BackendRefused or BackendUnreachable for what the driver reports.
         """
         if self._interrupted.is_set():
             raise BackendBusy("the run was asked to end", "the next run goes on where this ended")
         assert self._connection is not None, "the backend is not open"  # noqa: S101 - a fault of ours
+        opening = {
+            "see_one_state": one_state,
+            "bound_transaction": True,
+            "prefer_indexes": prefer_indexes,
+            "commit_lazily": lazily,
+            "make_read_only": read_only or self._limits.read_only,
+        }
         with driver_errors(self.display_url), self._connection.begin():
-            if one_state:
-                self._connection.execute(load("postgres", "session", "see_one_state"))
-            by = "bound_batch" if of_a_batch else "bound_transaction"
-            self.bound(self._connection, statement_timeout, lock_timeout, by=by)
-            if read_only or self._limits.read_only:
-                self._connection.execute(load("postgres", "session", "make_read_only"))
+            self._connection.execute(
+                _opening(tuple(name for name, wanted in opening.items() if wanted)),
+                self._bounds(statement_timeout, lock_timeout, IDLE_IN_TRANSACTION),
+            )
             yield self._connection
 
     def bound(
@@ -179,17 +193,21 @@ class PostgresSession(SqlBackend):
         statement_timeout: timedelta | None = None,
         lock_timeout: timedelta | None = None,
         idle_timeout: timedelta | None = IDLE_IN_TRANSACTION,
-        by: str = "bound_transaction",
     ) -> None:
         """Bound the statements of the transaction that `connection` is in; None takes the run's own limits."""
         connection.execute(
-            load("postgres", "session", by),
-            {
-                "statement_timeout": milliseconds(statement_timeout or self._limits.statement_timeout),
-                "lock_timeout": milliseconds(lock_timeout or self._limits.lock_timeout),
-                "idle_timeout": milliseconds(idle_timeout) if idle_timeout else "0",
-            },
+            load("postgres", "session", "bound_transaction"),
+            self._bounds(statement_timeout, lock_timeout, idle_timeout),
         )
+
+    def _bounds(
+        self, statement_timeout: timedelta | None, lock_timeout: timedelta | None, idle_timeout: timedelta | None
+    ) -> Mapping[str, str]:
+        return {
+            "statement_timeout": milliseconds(statement_timeout or self._limits.statement_timeout),
+            "lock_timeout": milliseconds(lock_timeout or self._limits.lock_timeout),
+            "idle_timeout": milliseconds(idle_timeout) if idle_timeout else "0",
+        }
 
     @contextmanager
     def autocommit(self, limit: timedelta) -> Iterator[Connection]:

@@ -11,12 +11,12 @@ from datetime import timedelta
 from typing import Any, Final, Self
 
 from pydantic import Field, PrivateAttr, field_validator
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession, milliseconds
 from backendops.backends.postgres.errors import STATEMENT_TIMEOUT, code_of, driver_errors
 from backendops.backends.postgres.watch import Watch
-from backendops.backends.sql_files import literal, load
+from backendops.backends.sql_files import literal, load, together
 from backendops.contracts.capabilities import CanReportPressure, Pressure
 from backendops.contracts.errors import BackendError, BackendRefused, BackendUnreachable
 from backendops.contracts.readings import Finding, Severity
@@ -108,7 +108,7 @@ class PressureOnPostgres(PostgresSession, CanReportPressure):
             return self._unwatched(error)
 
     def _judged(self, found: Mapping[str, Any]) -> Pressure:
-        findings = tuple(_hidden(found["hidden_replicas"]))
+        findings, in_use = tuple(_hidden(found["hidden_replicas"])), bool(found["in_use"])
         stop, pause = first_value(found["stop_when"]), first_value(found["pause_when"])
         if stop:
             return Pressure(end=f"stop_when of the backend says so: {_said(stop)}", findings=findings)
@@ -123,8 +123,8 @@ class PressureOnPostgres(PostgresSession, CanReportPressure):
         elif found["waiting"]:
             wait, why = "lock-waits", f"{found['waiting']} sessions wait for a lock on Celery's tables, or for this run"
         else:
-            return Pressure(findings=findings)
-        return Pressure(wait, why, findings=findings)
+            return Pressure(findings=findings, in_use=in_use)
+        return Pressure(wait, why, findings=findings, in_use=in_use)
 
     def _blame(self, connection: Connection) -> None:
         """Raise BackendRefused that names the policy's question, where one of them is what the server refused."""
@@ -152,7 +152,7 @@ class PressureOnPostgres(PostgresSession, CanReportPressure):
             (error.hint if isinstance(error, BackendRefused) else "")
             or "a run that changes something takes three connections: allow backendops' role, or its pool, as many",
         )
-        return Pressure(findings=(finding,))
+        return Pressure(findings=(finding,), in_use=True)
 
     def _values(self) -> dict[str, Any]:
         return {
@@ -187,9 +187,9 @@ def _answer(
     connection: Connection, where: str, name: str, slots: Mapping[str, str], values: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     limits, question = load("postgres", "pressure", "bound"), load("postgres", "pressure", name, slots)
-    both = text(f"{limits.text};\n{question.text}")
+    values = {**values, "statement_timeout": milliseconds(ASK_TIMEOUT)}
     with driver_errors(where):
-        row = connection.execute(both, {**values, "statement_timeout": milliseconds(ASK_TIMEOUT)}).mappings().first()
+        row = connection.execute(together(limits, question), values).mappings().first()
     return {} if row is None else dict(row)
 
 

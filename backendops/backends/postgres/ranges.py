@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
+
+from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.sql_files import load
+
+# Small ranges are looked for several at a time: each by itself would cost as many round trips as taking it.
+ROWS_AHEAD: Final = 5_000
+# The size of the next batch wavers by a few rows from one to the next; a timeout halves it.
+ALIKE: Final = 0.25
 
 Key = datetime | int
 """A value of the column that is walked by: date_done, naive, or id."""
@@ -40,3 +50,33 @@ class Taken:
     """Due rows that other sessions' locks kept; they wait for the next run."""
     is_done: bool = True
     """Is nothing of the range left to take?"""
+
+
+class Cuts:
+    """Cuts what a walk has before it into ranges of so many rows."""
+
+    def __init__(self, session: PostgresSession, slots: Mapping[str, str]) -> None:
+        self._session, self._slots = session, slots
+        self._size = 0
+        self._ahead: dict[Key, Key] = {}
+
+    def cut(self, low: Key, end: Key, size: int) -> Span:
+        """The range from `low` on, of about `size` rows; `end` is the end of the walk."""
+        if low not in self._ahead or abs(size - self._size) > ALIKE * self._size:
+            self._look_ahead(low, end, size)
+        high = self._ahead.get(low)
+        if high is None:
+            return Span(low, end, size, full=False)
+        if high != low:
+            return Span(low, high, self._size, full=True)
+        with self._session.transaction(prefer_indexes=True) as connection:
+            find = load("postgres", "walk", "find_next", self._slots)
+            following = connection.execute(find, {"low": low, "end": end}).scalar_one()
+        return Span(low, end if following is None else following, size, full=True, crowded=True)
+
+    def _look_ahead(self, low: Key, end: Key, size: int) -> None:
+        values = {"low": low, "end": end, "size": size, "ranges": max(1, ROWS_AHEAD // size)}
+        with self._session.transaction(prefer_indexes=True) as connection:
+            bounds = connection.execute(load("postgres", "walk", "find_bounds", self._slots), values).scalars().all()
+        self._size = size
+        self._ahead = dict(zip([low, *bounds], bounds, strict=False))

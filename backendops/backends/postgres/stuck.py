@@ -215,11 +215,10 @@ class _Moving:
 
 
 def _range_end(session: PostgresSession, live: LiveTable, low: int, end: int, size: int) -> int:
-    with session.transaction(read_only=True) as connection:
-        connection.execute(load("postgres", "session", "prefer_indexes"))
+    with session.transaction(read_only=True, prefer_indexes=True) as connection:
         bound = connection.execute(
-            load("postgres", "walk", "find_bound", {"live": live.slot, "by": "id"}),
-            {"low": low, "end": end, "size": size},
+            load("postgres", "walk", "find_bounds", {"live": live.slot, "by": "id"}),
+            {"low": low, "end": end, "size": size, "ranges": 1},
         ).scalar_one_or_none()
     return end if bound is None else int(bound)
 

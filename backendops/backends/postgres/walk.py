@@ -21,7 +21,7 @@ from backendops.backends.postgres.errors import (
     code_of,
 )
 from backendops.backends.postgres.passes import Pass, Window
-from backendops.backends.postgres.ranges import Key, Span, Taken
+from backendops.backends.postgres.ranges import Cuts, Key, Span, Taken
 from backendops.backends.postgres.survey import Target
 from backendops.backends.postgres.tables import LiveTable
 from backendops.backends.postgres.tries import Tries
@@ -178,11 +178,12 @@ class Walk:
     def _along(self, start: Key, end: Key) -> Iterator[tuple[Span, Taken] | None]:
         """Each range that was taken; None where one failed and is tried again, which is a moment to stop."""
         low: Key | None = start
+        cuts = Cuts(self._session, self._slots)
         tries, failed_check = Tries(self._session, self._pace), False
         while low is not None:
             size = self._pace.size
             try:
-                span = self._span(low, end, size)
+                span = cuts.cut(low, end, size)
                 self._deed.prepare(span, failed_check)
                 self._ask_members(span)
                 taken = self._take(span)
@@ -196,7 +197,7 @@ class Walk:
                 continue
             failed_check = False
             tries.passed()
-            self._pace.measured(size if span.full and not span.crowded else taken.rows, taken.seconds)
+            self._pace.measured(span.size if span.full and not span.crowded else taken.rows, taken.seconds)
             yield span, taken
             if taken.is_done:
                 low = span.high if span.high < end else None  # type: ignore[operator] # both are of the walked column
@@ -213,19 +214,6 @@ class Walk:
             ).scalar_one()
         return self._pass.is_over(span.size, oldest)
 
-    def _span(self, low: Key, end: Key, size: int) -> Span:
-        with self._transaction() as connection:
-            values = {"low": low, "end": end}
-            bound = connection.execute(
-                load("postgres", "walk", "find_bound", self._slots), {**values, "size": size}
-            ).scalar_one_or_none()
-            if bound is None:
-                return Span(low, end, size, full=False)
-            if bound != low:
-                return Span(low, bound, size, full=True)
-            following = connection.execute(load("postgres", "walk", "find_next", self._slots), values).scalar_one()
-            return Span(low, end if following is None else following, size, full=True, crowded=True)
-
     def _ask_members(self, span: Span) -> None:
         if self._members is not None:
             within = f"({self.by} >= :low AND {self.by} < :high)"
@@ -241,8 +229,7 @@ class Walk:
             except BackendBusy as busy:
                 if code_of(busy) not in (LOCK_NOT_AVAILABLE, DEADLOCK, SERIALIZATION):
                     raise
-        with self._transaction() as connection:
-            self._commit_lazily(connection)
+        with self._transaction(lazily=self._deed.lazy) as connection:
             unlocked = load("postgres", self._deed.job, self._deed.unlocked, self._slots)
             began = monotonic()
             rows = connection.execute(unlocked, {**values, "size": span.size}).rowcount
@@ -253,8 +240,9 @@ class Walk:
 
     def _take_whole(self, values: Mapping[str, Any]) -> Taken:
         deed = self._deed
-        with self._transaction(LOCK_PATIENCE, one_state=len(deed.whole) > 1) as connection:
-            self._commit_lazily(connection)
+        with self._transaction(
+            lock_timeout=LOCK_PATIENCE, one_state=len(deed.whole) > 1, lazily=deed.lazy
+        ) as connection:
             began = monotonic()
             counts = [
                 connection.execute(load("postgres", deed.job, name, self._slots), values).rowcount
@@ -264,14 +252,8 @@ class Walk:
                 raise _Uneven
         return Taken(counts[0], monotonic() - began)
 
-    def _commit_lazily(self, connection: Connection) -> None:
-        if self._deed.lazy:
-            connection.execute(load("postgres", "session", "commit_lazily"))
-
-    def _transaction(
-        self, lock_timeout: timedelta | None = None, *, one_state: bool = False
-    ) -> AbstractContextManager[Connection]:
-        return self._session.transaction(lock_timeout=lock_timeout, one_state=one_state, of_a_batch=True)
+    def _transaction(self, **options: Any) -> AbstractContextManager[Connection]:
+        return self._session.transaction(prefer_indexes=True, **options)
 
 
 def walked_column(live: LiveTable) -> str:

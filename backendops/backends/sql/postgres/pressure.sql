@@ -15,10 +15,18 @@ SELECT
 -- nothing from any role. Lag: of physical replicas only, since a logical one confirms when its reader feels like it;
 -- one that has replayed all it was sent has none, and one that only receives never replays. Without pg_read_all_stats
 -- the server hides the lag, not the replica.
-WITH ours AS MATERIALIZED (
-    SELECT pid
+-- In use: a session of somebody else's, in any database, as all share one log, has asked something within two seconds,
+-- or without pg_read_all_stats may have. Two, so that who asks every second counts; a monitor that asks every fifteen
+-- hardly does. The server's own processes have no database, or no user.
+WITH sessions AS MATERIALIZED (
+    SELECT
+        pid,
+        usename = session_user AND application_name = current_setting('application_name') AS is_ours,
+        datid IS NOT NULL AND usename IS NOT NULL AND coalesce(backend_type = 'client backend', true)
+        AND coalesce(state = 'active' OR state_change > clock_timestamp() - interval '2 s', true) AS is_busy
     FROM pg_catalog.pg_stat_activity
-    WHERE usename = session_user AND application_name = current_setting('application_name')
+), ours AS MATERIALIZED (
+    SELECT pid FROM sessions WHERE is_ours
 ), named AS MATERIALIZED (
     SELECT c.oid
     FROM pg_catalog.pg_class AS c
@@ -64,6 +72,7 @@ SELECT
               OR pg_catalog.pg_blocking_pids(w.pid) && ARRAY(SELECT pid FROM ours)
           )
     ) AS waiting,
+    EXISTS (SELECT FROM sessions WHERE NOT is_ours AND is_busy) AS in_use,
     (SELECT count(*) FROM replicas WHERE hidden) AS hidden_replicas,
     (SELECT max(lag) FROM replicas) AS lag,
     (SELECT name FROM replicas WHERE lag IS NOT NULL ORDER BY lag DESC LIMIT 1) AS slowest,

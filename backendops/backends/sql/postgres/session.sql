@@ -12,19 +12,6 @@ SELECT
     set_config('DateStyle', 'ISO, YMD', true),
     set_config('max_parallel_workers_per_gather', '0', true);
 
--- name: bound_batch
--- The same and prefer_indexes at once: of a small batch the round trips are most of the time.
-SELECT
-    set_config('statement_timeout', :statement_timeout, true),
-    set_config('lock_timeout', :lock_timeout, true),
-    set_config('idle_in_transaction_session_timeout', :idle_timeout, true),
-    set_config('TimeZone', 'UTC', true),
-    set_config('DateStyle', 'ISO, YMD', true),
-    set_config('max_parallel_workers_per_gather', '0', true),
-    set_config('enable_seqscan', 'off', true),
-    set_config('jit', 'off', true),
-    set_config('work_mem', '64MB', true);
-
 -- name: see_one_state
 -- Before anything else of its transaction: all its statements see the rows that the first one sees.
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ;

@@ -8,13 +8,30 @@ SELECT min(/* by */ date_done) FROM /* live */ celery_taskmeta WHERE /* by */ da
 -- Where a walk by id ends: what is stored from now on is not due.
 SELECT max(/* by */ id) FROM /* live */ celery_taskmeta;
 
--- name: find_bound
--- The end of a range of so many rows, from the index alone. Nothing: the range reaches the end of the walk.
-SELECT /* by */ date_done
-FROM /* live */ celery_taskmeta
-WHERE /* by */ date_done >= :low AND /* by */ date_done < :end
-ORDER BY /* by */ date_done
-OFFSET :size LIMIT 1;
+-- name: find_bounds
+-- The ends of the next ranges of so many rows, one after the other, from the index alone; up to the end of the walk, or
+-- to where more rows than that share one value. Nothing: what is left is less.
+WITH RECURSIVE bounds (bound, ranges) AS (
+    (
+        SELECT /* by */ date_done, 1
+        FROM /* live */ celery_taskmeta
+        WHERE /* by */ date_done >= :low AND /* by */ date_done < :end
+        ORDER BY /* by */ date_done
+        OFFSET :size LIMIT 1
+    )
+    UNION ALL
+    SELECT following.bound, ranges + 1
+    FROM bounds
+    CROSS JOIN LATERAL (
+        SELECT /* by */ date_done AS bound
+        FROM /* live */ celery_taskmeta
+        WHERE /* by */ date_done >= bounds.bound AND /* by */ date_done < :end
+        ORDER BY /* by */ date_done
+        OFFSET :size LIMIT 1
+    ) AS following
+    WHERE ranges < :ranges AND following.bound > bounds.bound
+)
+SELECT bound FROM bounds ORDER BY ranges;
 
 -- name: find_next
 -- Where more rows than a batch share one value: the value after it.
