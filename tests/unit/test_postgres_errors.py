@@ -78,6 +78,13 @@ NO_ENTRY = 'no pg_hba.conf entry for host "10.0.0.9", user "backendops", databas
             BackendRefused,
             'GRANT CONNECT ON DATABASE "celery" TO "backendops";',
         ),
+        # lc_messages of the server: the driver gives no code at a login.
+        (
+            f"{AT}FATAL:  Passwort-Authentifizierung für Benutzer »backendops« fehlgeschlagen",
+            BackendUnreachable,
+            "lc_messages = 'C'",
+        ),
+        (f"{AT}ВАЖНО:  пользователь не прошёл проверку подлинности", BackendUnreachable, "check user, password"),
     ],
 )
 def test_no_session(said: str, kind: type[BackendError], way_out: str) -> None:
@@ -102,6 +109,7 @@ class Denied(psycopg2.ProgrammingError):
         ("permission denied for index ix_date_done", "GRANT the role that owns the table of ix_date_done TO"),
         ("must be owner of index ix_date_done", "GRANT the role that owns the table of ix_date_done TO"),
         ("must be owner of table celery_taskmeta", "ALTER TABLE celery_taskmeta OWNER TO"),
+        ("FEHLER:  keine Berechtigung für Schema public", "docs/privileges.md"),
     ],
 )
 def test_what_is_to_be_granted(said: str, way_out: str) -> None:

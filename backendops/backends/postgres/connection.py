@@ -135,6 +135,8 @@ class PostgresSession(SqlBackend):
             # libpq counts whole seconds, and takes 1 for 2.
             "connect_timeout": max(2, int(limits.connect_timeout.total_seconds())),
             "application_name": APPLICATION_NAME,
+            # Whatever Celery stored can be read, also where the role, the database or PGCLIENTENCODING says less.
+            "client_encoding": "utf8",
             # A peer that vanished without a word is noticed within half a minute instead of hours.
             "keepalives": 1,
             "keepalives_idle": 10,

@@ -45,6 +45,11 @@ _WAYS_OUT: Final = {
     "XX001": _DAMAGED,
     "XX002": "REINDEX the index that it names; nothing of this step was changed",
 }
+# The driver tells nothing but the end, whoever ended it.
+_BROKE: Final = (
+    "the next run goes on where this ended; the server's log says who ended it: a restart, an administrator, or a "
+    "limit such as idle_session_timeout of this role"
+)
 _LOST: Final = {"57P01", "57P02", "57P03", "57P05", "25P03", "25P04"}
 
 
@@ -74,7 +79,7 @@ def translated(error: BaseException | None, where: str, lost: bool = False) -> B
     code = getattr(error, "pgcode", None)
     said = _first_line(error)
     if lost or (code is not None and (code.startswith("08") or code in _LOST)):
-        return BackendUnreachable(f"the connection to {where} broke: {said}", "the next run goes on where this ended")
+        return BackendUnreachable(f"the connection to {where} broke: {said}", _BROKE)
     if code is None and said.startswith("invalid dsn"):
         return BackendRefused(f"{where}: {said}", "take the option out of the URL, or correct it")
     if code is None:
@@ -116,7 +121,7 @@ def _grant(said: str, role: str) -> str:
         return f"GRANT EXECUTE ON FUNCTION {function[1]} TO {role};"
     match = re.search(r"permission denied for (\w+) (.+)|must be owner of (?:\w+ )?(.+)", said)
     if match is None:
-        return f"GRANT {role} what it lacks"
+        return f"GRANT {role} what the server names; docs/privileges.md has the SQL of each job"
     if match[3]:
         return f"GRANT the role that owns {match[3]} TO {role}, or ALTER TABLE {match[3]} OWNER TO {role}"
     rights = {"schema": "USAGE, CREATE", "database": "CONNECT, CREATE", "sequence": "USAGE"}

@@ -57,8 +57,8 @@ def _locked(session: PostgresSession, key_of: Callable[[Connection], int]) -> It
     with session.connect() as connection:
         transaction = connection.begin()
         try:
+            # The run may be long: no timeout for what is idle may end its lock.
             session.bound(connection, idle_timeout=None)
-            connection.execute(load("postgres", "lock", "never_cut"))
             key = key_of(connection)
             row = connection.execute(load("postgres", "lock", "take"), {"key": key}).one()
             yield TransactionLock(connection, row.begun, row.pid) if row.taken else None

@@ -112,6 +112,9 @@ _AT_LOGIN: Final = tuple(
     )
 )
 
+# libpq puts the server's word for FATAL before the message, whatever its language, and two spaces after the colon.
+_SERVER_SAID: Final = re.compile(r"failed: [^:\n]+:  \S")
+
 
 def no_session(words: str, said: str, where: str) -> BackendError:
     """Why there is no session, with the way out."""
@@ -123,6 +126,11 @@ def no_session(words: str, said: str, where: str) -> BackendError:
     kind, way_out = next(found, (BackendUnreachable, ""))
     if kind is BackendRefused:
         return BackendRefused(f"{where} refused to log in: {said}", way_out.replace("{role}", role_in(where)))
+    if not way_out and _SERVER_SAID.search(words):
+        way_out = (
+            "check user, password and database of the URL, pg_hba.conf, and the limits of connections; with "
+            "lc_messages = 'C' in postgresql.conf the server says it in words that backendops knows the way out of"
+        )
     what = "takes no connection" if way_out else "does not answer"
     return BackendUnreachable(
         f"{where} {what}: {said}",

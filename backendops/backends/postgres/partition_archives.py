@@ -21,8 +21,8 @@ from backendops.backends.postgres.lock import take_archive_lock
 from backendops.backends.postgres.partition_work import Work, decide
 from backendops.backends.postgres.quarantine import Detached, foreign_partitions, list_detached
 from backendops.backends.postgres.register import Register
-from backendops.backends.postgres.tables import LiveTable, quoted
-from backendops.backends.sql_files import fill, load, statements
+from backendops.backends.postgres.tables import LiveTable, quoted, schema_of_new
+from backendops.backends.sql_files import fill, statements
 from backendops.contracts.capabilities import KeptFor, PartitionPlan
 from backendops.contracts.errors import BackendLocked
 from backendops.contracts.readings import Finding, Severity
@@ -144,7 +144,7 @@ def look_at_own(session: PostgresSession, connection: Connection, live: LiveTabl
 
 def look_at_kept(session: PostgresSession, connection: Connection, kept: KeptFor, plan: PartitionPlan) -> list[Looked]:
     """The archives of another backend here, as far as that has archived anything yet."""
-    register = Register(_schema(connection, kept))
+    register = Register(kept.plan.schema or schema_of_new(connection))
     looked = []
     for entry in register.entries(connection):
         if entry.source != kept.source or not entry.is_named_by(kept.plan):
@@ -173,7 +173,7 @@ def with_own_archives(
 def keeping_others_out(session: PostgresSession, kept: KeptFor) -> Iterator[None]:
     """Hold the lock that runs which archive to it, or restore from it, take; raises BackendLocked where one has it."""
     with session.transaction(read_only=True) as connection:
-        schema = _schema(connection, kept)
+        schema = kept.plan.schema or schema_of_new(connection)
     with take_archive_lock(session, schema, kept.plan.name) as lock:
         if lock is None:
             raise BackendLocked(
@@ -181,10 +181,6 @@ def keeping_others_out(session: PostgresSession, kept: KeptFor) -> Iterator[None
                 "try again when it has ended",
             )
         yield
-
-
-def _schema(connection: Connection, kept: KeptFor) -> str:
-    return kept.plan.schema or str(connection.execute(load("postgres", "session", "current_schema")).scalar_one())
 
 
 def _with_patience(looked: Looked, times: Sequence[tuple[datetime, datetime]]) -> Looked:

@@ -37,6 +37,7 @@ from backendops.backends.postgres.periods import period_start
 from backendops.backends.postgres.records import READ_BYTES, byte_count, row_from
 from backendops.backends.postgres.register import ANOTHER, Entry, Register
 from backendops.backends.postgres.selected import find_quarantined, meant_by, meant_values
+from backendops.backends.postgres.tables import schema_of_new
 from backendops.backends.sql_files import load
 from backendops.contracts.archive import (
     ArchiveStore,
@@ -107,9 +108,7 @@ class TableStore(ArchiveStore):
         with self._keeper.open(limits, NoWatermarks()) as session:
             opened._session, opened._source = session, source
             with session.transaction(read_only=True) as connection:
-                opened._schema = (
-                    self._plan.schema or connection.execute(load("postgres", "session", "current_schema")).scalar_one()
-                )
+                opened._schema = self._plan.schema or schema_of_new(connection)
                 # A name that is another source's is refused first, whoever holds the lock.
                 opened._find_kept(connection)
             if limits.read_only:

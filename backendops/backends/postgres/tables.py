@@ -27,6 +27,17 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
+def schema_of_new(connection: Connection) -> str:
+    """Where a table without a schema in its name would be made; raises BackendRefused where that is nowhere."""
+    schema = connection.execute(load("postgres", "session", "current_schema")).scalar_one()
+    if schema is None:
+        raise BackendRefused(
+            "this role has no schema to make the archive in: search_path names none that it may use",
+            "name one under `schema:` of the job, or GRANT USAGE, CREATE ON SCHEMA public TO this role",
+        )
+    return str(schema)
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column as the server describes it."""

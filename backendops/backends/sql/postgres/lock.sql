@@ -8,9 +8,3 @@ SELECT pg_try_advisory_xact_lock(:key) AS taken, transaction_timestamp() AS begu
 -- name: is_same_transaction
 -- The lock lives exactly as long as the transaction that took it.
 SELECT transaction_timestamp() = :begun AND pg_backend_pid() = :pid;
-
--- name: never_cut
--- The run may be long; a server-wide timeout for idle or for long transactions must not end its lock.
-SELECT set_config(name, '0', true)
-FROM pg_catalog.pg_settings
-WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout');

@@ -2,15 +2,19 @@
 
 -- name: bound_transaction
 -- Local to the transaction, so that PgBouncer in transaction mode carries nothing over to a stranger: a session's
--- SET would leak, an `options` startup parameter is refused. Plain dates, so that partition bounds can be read. One process:
--- a count is in no hurry, and the other processors are the application's.
+-- SET would leak, an `options` startup parameter is refused. Plain dates, names and lists, so that bounds, keys and
+-- rows can be read. One process: a count is in no hurry, and the other processors are the application's. A role's
+-- transaction_timeout (PostgreSQL 17) would end the session without a word of why; every statement has its own bound.
 SELECT
     set_config('statement_timeout', :statement_timeout, true),
     set_config('lock_timeout', :lock_timeout, true),
     set_config('idle_in_transaction_session_timeout', :idle_timeout, true),
     set_config('TimeZone', 'UTC', true),
     set_config('DateStyle', 'ISO, YMD', true),
-    set_config('max_parallel_workers_per_gather', '0', true);
+    set_config('quote_all_identifiers', 'off', true),
+    set_config('array_nulls', 'on', true),
+    set_config('max_parallel_workers_per_gather', '0', true),
+    CASE WHEN current_setting('transaction_timeout', true) <> '0' THEN set_config('transaction_timeout', '0', true) END;
 
 -- name: see_one_state
 -- Before anything else of its transaction: all its statements see the rows that the first one sees.

@@ -150,4 +150,4 @@ VACUUM (FULL, ANALYZE, SKIP_LOCKED) /* table */ celery_taskmeta;
 
 -- name: limits_transactions
 -- Since PostgreSQL 17 a role may have a limit that ends its session, a vacuum's too. It is off where it is 0.
-SELECT EXISTS (SELECT FROM pg_catalog.pg_settings AS s WHERE s.name = 'transaction_timeout' AND s.setting <> '0');
+SELECT EXISTS (SELECT FROM pg_catalog.pg_settings AS s WHERE s.name = 'transaction_timeout' AND s.reset_val <> '0');
