@@ -85,6 +85,8 @@ def readable(statement: TextClause, values: Mapping[str, object]) -> str:
         if name not in values:
             return match[0]
         value = values[name]
+        if value is None:
+            return "NULL"
         return str(value) if isinstance(value, int) else "'" + str(value).replace("'", "''") + "'"
 
     return re.sub(r"(?<![:\w\\]):(\w+)(?!:)", shown, statement.text).replace(r"\:", ":")

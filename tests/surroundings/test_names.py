@@ -6,12 +6,18 @@ import json
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from backendops.contracts.run import Outcome
+from backendops.backends.postgres import PostgresBackend
+from backendops.contracts.run import Outcome, Trigger
+from backendops.engine.ledger import Ledger
+from backendops.engine.runner import Runner
+from backendops.jobs.partitions_by_hand import Convert, Undo
+from backendops.policy.model import Pair
 from tests.acceptance.installed import Installed
+from tests.celery_rows import celery_results
 from tests.conformance.postgres_store import sql
 from tests.surroundings.running import Results, preview, prove_every_job, quoted, restore, run
 
@@ -51,6 +57,21 @@ def test_every_job(results: Results) -> None:
     back = restore(results.url, results.backend, **keys_of(results, "archive"))
     assert (back.outcome, back.rows) == (Outcome.COMPLETED, 5), str(back)
     assert (results.count(results.live), results.count(results.archive)) == (6, 0)
+
+
+@pytest.mark.parametrize("table", ["task", "group"])
+def test_a_live_table_is_converted_and_undone(results: Results, table: Literal["task", "group"]) -> None:
+    results.stored()
+    live = results.live if table == "task" else results.groups
+    before = sql(results.url, f"SELECT * FROM {live} ORDER BY id")
+    backend = PostgresBackend.model_validate({"url": results.url, **results.backend})
+    for by in ("id", "date_done"):
+        for job in (Convert(by=by, table=table), Undo(table=table)):
+            report = Runner(Ledger.in_memory()).run(Pair("by-hand", job, "results", backend, None), Trigger.COMMAND)
+            assert report.outcome is Outcome.COMPLETED, str(report)
+            assert sql(results.url, f"SELECT * FROM {live} ORDER BY id") == before
+            celery_results(results.url, 1, groups=1, **results.celery)
+            before = sql(results.url, f"SELECT * FROM {live} ORDER BY id")
 
 
 def test_what_plan_shows_is_sql_as_it_stands(results: Results) -> None:

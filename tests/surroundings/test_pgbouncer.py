@@ -16,7 +16,7 @@ from backendops.contracts.partitions import ConvertBy
 from backendops.contracts.run import Limits, Outcome
 from backendops.engine.report import RunReport
 from tests.acceptance.installed import Installed
-from tests.conformance.postgres_store import connect, in_transaction, opened, sql
+from tests.conformance.postgres_store import PATIENCE, connect, in_transaction, opened, sql
 from tests.pgbouncer import PASSWORD, PgBouncer
 from tests.servers import Postgres
 from tests.surroundings.running import Results, prove_conversion, prove_every_job, run, said
@@ -143,6 +143,18 @@ def test_an_option_that_it_does_not_take_is_named(pooled: str) -> None:
     assert report.outcome is Outcome.REFUSED
     assert "unsupported startup parameter: options" in report.error
     assert "take the options out of the URL" in report.hint
+
+
+def test_a_pool_of_one_is_named_soon(postgres18_server: Postgres, postgres18_url: str, tmp_path: Path) -> None:
+    Results(postgres18_url).stored()
+    with PgBouncer(tmp_path, postgres18_server, 1).start() as small:
+        pooled = small.url(postgres18_url.rpartition("/")[2])
+        assert run(pooled, "pool-health").outcome is Outcome.COMPLETED
+        report = run(pooled, "expire")
+        assert (report.outcome, report.rows) == (Outcome.UNREACHABLE, 0)
+        assert "once the run's lock had its connection" in report.error
+        assert "pool_size" in report.hint
+        assert report.seconds < PATIENCE.total_seconds()
 
 
 def test_what_it_refuses_by_itself_is_told_apart(pooler: PgBouncer, pooled: str) -> None:

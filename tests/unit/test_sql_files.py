@@ -69,6 +69,7 @@ def test_a_name_is_never_taken_for_a_value(name: str) -> None:
 def test_readable_shows_what_is_known_and_keeps_what_is_not() -> None:
     slots = {"live": literal('"a:b"'), "by": "id", "due": "(date_done < CAST(:cutoff AS timestamp))"}
     shown = readable(load("postgres", "expire", "remove_range", slots), {"cutoff": "o'clock"})
+    assert readable(load("postgres", "convert", "describe", slots), {"comment": None}).endswith("IS NULL")
     assert shown.endswith(
         "DELETE FROM \"a:b\"\nWHERE id >= :low AND id < :high AND (date_done < CAST('o''clock' AS timestamp))"
     )

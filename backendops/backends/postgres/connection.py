@@ -110,6 +110,23 @@ class PostgresSession(SqlBackend):
             finally:
                 event.remove(engine, "connect", begin)
 
+    def answer_beside_the_lock(self) -> None:
+        """Raise BackendUnreachable soon where a pooler has no server connection for the run while the lock has one."""
+        raw: Any = self._connection and self._connection.connection.dbapi_connection
+        limit = self._limits.connect_timeout.total_seconds()
+        with answers_within(raw.fileno(), limit) as expired:
+            try:
+                with self.transaction(read_only=True):
+                    pass
+            except BackendUnreachable as error:
+                if not expired.is_set():
+                    raise
+                raise BackendUnreachable(
+                    f"{self.display_url} gave no answer in {limit:.0f} s once the run's lock had its connection",
+                    "a run that changes something takes two server connections of a pooler, and for moments a third: "
+                    "raise its pool_size (or default_pool_size), or see with SHOW POOLS who has them",
+                ) from error
+
     @property
     def limits(self) -> Limits:
         """The bounds of this run's statements."""

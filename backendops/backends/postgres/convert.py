@@ -34,7 +34,7 @@ from backendops.backends.postgres.live_table import (
     newest_id,
     read_live,
 )
-from backendops.backends.postgres.periods import fit, next_period, partition_name, period_start
+from backendops.backends.postgres.periods import NAME_BYTES, fit, next_period, partition_name, period_start
 from backendops.backends.postgres.tables import LiveTable, find_tables
 from backendops.backends.postgres.undo import UndoOnPostgres
 from backendops.contracts.errors import BackendError, BackendRefused
@@ -105,7 +105,7 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
         renamed = new_names(live, first, indexes, FreeNames(connection, live.schema))
         marker = replace(marker, renamed=renamed, comment=found.row.comment)
         names = FreeNames(connection, live.schema, renamed.values())
-        key, index = names.take(fit(live.name, "_pkey")), names.take(index_name(live))
+        key, index = names.take(_key_name(live)), names.take(index_name(live))
         return Course(live, found, marker, indexes, list_grants(connection, live.oid), leaves, key, index)
 
     def _by_date(self, connection: Connection, live: LiveTable, plan: ConversionPlan) -> Iterator[NewLeaf]:
@@ -140,6 +140,12 @@ class ConversionOnPostgres(UndoOnPostgres, PostgresSession, CanConvert):
 
     def _unbind(self, live: LiveTable) -> bool:
         return unbind(self, live.oid, live.slot)
+
+
+def _key_name(live: LiveTable) -> str:
+    """As Celery would call it; a long name's is another one: the server calls the key of `…_tail` like that by then."""
+    usual = f"{live.name}_pkey"
+    return usual if len(usual.encode()) < NAME_BYTES else fit(live.name, "_key")
 
 
 def _by_id(connection: Connection, live: LiveTable, bound: int, rows: int, ahead: int) -> Iterator[NewLeaf]:

@@ -61,6 +61,8 @@ def _locked(session: PostgresSession, key_of: Callable[[Connection], int]) -> It
             session.bound(connection, idle_timeout=None)
             key = key_of(connection)
             row = connection.execute(load("postgres", "lock", "take"), {"key": key}).one()
+            if row.taken:
+                session.answer_beside_the_lock()
             yield TransactionLock(connection, row.begun, row.pid) if row.taken else None
         finally:
             if connection.invalidated:
