@@ -90,6 +90,12 @@ def celery_database(server: Postgres) -> Iterator[Results]:
         server.execute("DROP ROLE celery")
 
 
+def stored(results: Results) -> list[tuple[object, ...]]:
+    """Every result and group that is live."""
+    everything = [sql(results.url, f"SELECT * FROM {table} ORDER BY id") for table in (results.live, results.groups)]
+    return [row for rows in everything for row in rows]
+
+
 def once(url: str, kind: str, keys: dict[str, Any]) -> RunReport:
     """One run, also of what is no job of a policy."""
     if kind in BY_HAND:
@@ -161,7 +167,9 @@ def test_exactly_these_statements(
             if kind == "restore":
                 archived_again(results)
             sql(results.url, privilege.take)
+            before = stored(results)
             report = once(ours, kind, keys)
+            assert stored(results) == before, f"changed something without {privilege.give}"
             if kind != "pool-health" or "CONNECT" in privilege.take:
                 assert report.outcome is Outcome.REFUSED, f"without {privilege.give}: {report}"
             assert re.search(privilege.named, said(report) + " "), f"without {privilege.give}: {said(report)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -52,6 +53,7 @@ def broken(server: Encrypted, how: str) -> str:
         "no certificate": server.url(sslcert=f"{folder}/nowhere.crt", sslkey=""),
         "untrusted certificate": server.url(sslcert=f"{folder}/stranger.crt", sslkey=f"{folder}/stranger.key"),
         "another's certificate": server.url(sslcert=f"{folder}/postgres.crt", sslkey=f"{folder}/postgres.key"),
+        "channel binding": server.url(channel_binding="require"),
         "no encryption": server.url(sslmode="disable", sslrootcert="", sslcert="", sslkey=""),
     }[how]
 
@@ -68,6 +70,7 @@ def broken(server: Encrypted, how: str) -> str:
         ("no certificate", "certificate", "`sslcert=` and `sslkey=`"),
         ("untrusted certificate", "unknown ca|certificate", "`sslcert=` and `sslkey=`"),
         ("another's certificate", "certificate authentication failed", "`sslcert=` and `sslkey=`"),
+        ("channel binding", "without channel binding", "take channel_binding out of the URL"),
         ("no encryption", "no encryption", "`sslmode=verify-full`"),
     ],
 )
@@ -112,6 +115,17 @@ def test_a_server_that_hangs_up_is_unreachable_and_not_refused(server: Encrypted
         report = run(server.url().replace(f":{server.postgres.port}/", f":{port}/"), "expire")
         assert report.outcome is Outcome.UNREACHABLE, report.error
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_encrypted_key_takes_its_password(server: Encrypted) -> None:
+    key = server.folder / "encrypted.key"
+    words = ["openssl", "ec", "-in", f"{server.folder}/{ROLE}.key", "-aes256", "-passout", "pass:of-the-key", "-out"]
+    subprocess.run([*words, str(key)], check=True, capture_output=True)
+    key.chmod(0o600)
+    assert run(server.url(sslkey=str(key), sslpassword="of-the-key"), "pool-health").findings == ()
+    wrong = run(server.url(sslkey=str(key), sslpassword="another-one"), "expire")
+    assert (wrong.outcome, "takes sslpassword" in wrong.hint) == (Outcome.REFUSED, True), said(wrong)
+    assert "another-one" not in said(wrong)
 
 
 def test_a_password_of_the_key_is_never_shown(server: Encrypted) -> None:

@@ -101,6 +101,17 @@ def test_the_readme_has_every_exit_code() -> None:
     assert {int(code) for code in table} == {outcome.exit_code for outcome in Outcome} | {2, 4}
 
 
+def test_the_documents_have_every_finding_of_postgresql_and_of_every_job() -> None:
+    code = ROOT / "backendops"
+    folders = [code / "backends" / "postgres", code / "jobs", code / "engine", code / "contracts"]
+    text = "".join(one.read_text(encoding="utf-8") for folder in folders for one in folder.glob("*.py"))
+    # A severity, on one line with it or the next, then the code. What Redis has is in docs/redis.md, by its own names.
+    codes = set(re.findall(r'Finding\(\s*Severity\.[^"\']*?"([a-z]+\.[a-z-]+)"', text))
+    pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert len(codes) > 30
+    assert sorted(one for one in codes if f"`{one}`" not in pages and not one.startswith("redis.")) == []
+
+
 def test_make_alone_lists_every_target() -> None:
     shown = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     phony = re.findall(r"^\.PHONY: ([a-z-]+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)

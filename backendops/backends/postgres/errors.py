@@ -86,12 +86,11 @@ def translated(error: BaseException | None, where: str, lost: bool = False) -> B
         return no_session(str(error), said, where)
     if code in _BUSY:
         return BackendBusy(f"{_BUSY[code]} ({said})", "try again later; nothing of this step was changed")
-    return _refused(code, said, role_in(where)) or BackendError(
-        f"the server reported {code}: {said}", _WAYS_OUT.get(code, "")
-    )
+    return _refused(code, said, where) or BackendError(f"the server reported {code}: {said}", _WAYS_OUT.get(code, ""))
 
 
-def _refused(code: str, said: str, role: str) -> BackendRefused | None:
+def _refused(code: str, said: str, where: str) -> BackendRefused | None:
+    role = role_in(where)
     if code == "42501":
         return BackendRefused(said, _grant(said, role))
     if code == "42P01":
@@ -104,7 +103,8 @@ def _refused(code: str, said: str, role: str) -> BackendRefused | None:
         return BackendRefused(said, f"{made} or name another one under `schema:`")
     if code == "25006":
         return BackendRefused(
-            said,
+            # An archive elsewhere has a server of its own.
+            f"{where} takes no changes: {said}",
             "the server or the role is read-only: point the URL at the primary, and check that "
             "default_transaction_read_only is off",
         )

@@ -77,9 +77,16 @@ _AT_LOGIN: Final = tuple(
             "the server wants a certificate of this role's that it trusts: `sslcert=` and `sslkey=` in the URL",
         ),
         (
+            r"channel binding",
+            BackendRefused,
+            "only a login by scram-sha-256 over TLS has channel binding: let pg_hba.conf ask for that, or take "
+            "channel_binding out of the URL",
+        ),
+        (
             r"certificate file|private key file|could not load .*(certificate|key)",
             BackendRefused,
-            "sslcert and sslkey of the URL must be files that backendops may read, and that belong to each other",
+            "sslcert and sslkey of the URL must be files that backendops may read, and that belong to each other; an "
+            "encrypted key takes sslpassword",
         ),
         (
             r"does not support SSL",

@@ -8,7 +8,7 @@ from datetime import datetime
 from time import monotonic
 from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 
 from backendops.backends.postgres.archive_check import check_archive
 from backendops.backends.postgres.archive_table import ArchiveTable, find_archive
@@ -56,8 +56,13 @@ class RestoreOnPostgres(PostgresSession, CanRestore, CanTakeBack):
         return Preview(f"would put back {rows:,} archived results", rows=rows, oldest=min(oldest, default=None))
 
     def restore(self, selection: Selection, plan: ArchivePlan, pace: Pace) -> Restoring:
-        for live, archive in _archives(self, plan):
-            live.require_insert()
+        found = tuple(_archives(self, plan))
+        # Before the first row is put back: what is refused has changed nothing.
+        with self.transaction(read_only=True) as connection:
+            for live, _ in found:
+                live.require_insert()
+                _find_sequence(connection, live)
+        for live, archive in found:
             for some in selection.in_groups(IDS_AT_ONCE):
                 yield from _Restore(self, live, archive, some, pace).batches()
 
@@ -154,22 +159,30 @@ def _drifted(live: LiveTable, column: str) -> BackendRefused:
 
 def _sequence(connection: Connection, live: LiveTable, *, fresh: bool = False) -> dict[str, Any]:
     """The sequence that new ids come from, and up to where an old id may be kept."""
-    # Celery's own names (celery/backends/database/models.py).
-    celerys = f"{live.key_column.removesuffix('_id')}_id_sequence"
-    found = connection.execute(
-        load("postgres", "restore", "find_sequence"), {"schema": live.schema, "celerys": celerys, "live": live.sql_name}
-    ).one_or_none()
+    found = _find_sequence(connection, live)
     if found is None:
+        name = _celerys_sequence(live)
         raise BackendRefused(
-            f"there is no sequence {celerys} to take new ids from",
-            f"let a Celery worker make it: CREATE SEQUENCE {celerys};",
+            f"there is no sequence {name} to take new ids from", f"let a Celery worker make it: CREATE SEQUENCE {name};"
         )
-    if not found.can_use:
+    return {"sequence": found.oid, "used": -1 if fresh else found.used}
+
+
+def _find_sequence(connection: Connection, live: LiveTable) -> Row[Any] | None:
+    """Raises BackendRefused, naming the GRANT, where this role may not use it."""
+    values = {"schema": live.schema, "celerys": _celerys_sequence(live), "live": live.sql_name}
+    found = connection.execute(load("postgres", "restore", "find_sequence"), values).one_or_none()
+    if found is not None and not found.can_use:
         raise BackendRefused(
             f"the role {live.role} may not use the sequence {found.name}",
             f"GRANT USAGE ON SEQUENCE {found.name} TO {quoted(live.role)};",
         )
-    return {"sequence": found.oid, "used": -1 if fresh else found.used}
+    return found
+
+
+def _celerys_sequence(live: LiveTable) -> str:
+    # Celery's own names (celery/backends/database/models.py).
+    return f"{live.key_column.removesuffix('_id')}_id_sequence"
 
 
 @dataclass(frozen=True, slots=True)
