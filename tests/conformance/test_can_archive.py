@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +21,7 @@ from backendops.contracts.retention import Retention
 from backendops.contracts.run import Limits
 from backendops.engine.pacing import TimedPace
 from tests.celery_rows import celery_results, ensure_tables, fill_celery_table
-from tests.conformance.postgres_store import in_transaction
+from tests.conformance.postgres_store import cut_short_detach, in_transaction, until
 from tests.conformance.stores import ARCHIVE, GROUP_ARCHIVE, GROUPS, LIVE, FixedPace, TableStore, drive
 from tests.pgbouncer import PgBouncer
 from tests.servers import Postgres
@@ -428,14 +427,21 @@ def test_interrupt_ends_the_statement_in_hand(postgres: TableStore) -> None:
     fill_celery_table(postgres.url, 60)
     for statement in SLOW.replace("0.02", "30").strip().split(";\n"):
         postgres.execute(statement.replace(":", r"\:"))
-    began = datetime.now(UTC)
+    asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    interrupted: list[datetime] = []
+
+    def interrupt() -> None:
+        until(lambda: postgres.execute(asleep) == [(1,)], "the statement is under way")
+        interrupted.append(datetime.now(UTC))
+        backend.interrupt()
+
     with postgres.opened() as backend:
-        clock = threading.Timer(0.3, backend.interrupt)
-        clock.start()
+        other = threading.Thread(target=interrupt)
+        other.start()
         with pytest.raises(BackendBusy):
             drive(backend.archive(older_than(), PLAN, TimedPace(first=10)))
-        clock.join()
-    assert datetime.now(UTC) - began < timedelta(seconds=5)
+        other.join()
+    assert datetime.now(UTC) - interrupted[0] < timedelta(seconds=5)
     assert len(postgres.ids()) == 60
 
 
@@ -603,14 +609,7 @@ def test_a_partition_that_is_being_detached_takes_no_rows(postgres: TableStore) 
     with postgres.opened() as backend:
         drive(backend.archive(older_than(), PLAN, FixedPace(2)), stop_after=2)
     [(partition,)] = postgres.execute("SELECT relname FROM pg_class WHERE relispartition AND relkind = 'r'")
-    with contextlib.closing(psycopg2.connect(postgres.url.removeprefix("db+"))) as reader, reader.cursor() as cursor:
-        # A reader holds the detach up between its two transactions.
-        cursor.execute(f"SELECT FROM {ARCHIVE}")
-        with contextlib.closing(psycopg2.connect(postgres.url.removeprefix("db+"))) as detacher:
-            detacher.autocommit = True
-            with detacher.cursor() as other, pytest.raises(psycopg2.errors.QueryCanceled):
-                other.execute("SET statement_timeout = 300")
-                other.execute(f"ALTER TABLE {ARCHIVE} DETACH PARTITION {partition} CONCURRENTLY")
+    cut_short_detach(postgres.url, ARCHIVE, partition)
     with postgres.opened() as backend, pytest.raises(BackendBusy, match="being detached"):
         drive(backend.archive(older_than(), PLAN, FixedPace(4)))
     assert sorted(postgres.ids() + [row[0] for row in postgres.execute(f"SELECT id FROM {partition}")]) == list(

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-import psycopg2
 import pytest
 
 from backendops.backends.postgres import ddl
@@ -25,7 +24,7 @@ from backendops.contracts.run import Limits, Step
 from backendops.contracts.units import Duration
 from backendops.engine.pacing import TimedPace
 from tests.celery_rows import celery_results, ensure_tables, fill_celery_table
-from tests.conformance.postgres_store import connect, in_transaction, opened, other_role, sql, until
+from tests.conformance.postgres_store import connect, cut_short_detach, in_transaction, opened, other_role, sql, until
 from tests.servers import Postgres
 
 NOW = datetime(2026, 11, 20, 5, tzinfo=UTC)
@@ -307,8 +306,7 @@ def test_a_detach_that_a_reader_holds_up_is_finished_by_the_next_run(archived: s
 
 def test_a_detach_that_somebody_else_began_is_finished_but_never_dropped(archived: str) -> None:
     table = f"{ARCHIVE}_p2026_05"
-    with in_transaction(archived, f"SELECT count(*) FROM {ARCHIVE}"), pytest.raises(psycopg2.errors.QueryCanceled):
-        sql(archived, "SET statement_timeout = 200", f"ALTER TABLE {ARCHIVE} DETACH PARTITION {table} CONCURRENTLY")
+    cut_short_detach(archived, ARCHIVE, table)
     steps = maintain(archived, plan())
     assert whats(steps) == [f'finished detaching "public"."{table}", which somebody else had begun']
     maintain(archived, plan(NOW + 60 * DAY, keep="1 month"))
@@ -348,7 +346,8 @@ def test_writers_of_the_archive_do_not_wait_for_a_detach(archived: str) -> None:
         reader.rollback()
         thread.join(timeout=20)
     assert not failed
-    assert max(waited) < 0.5
+    # Sooner than the detach gives up, which is what they would wait for.
+    assert max(waited) < 4
     assert f"{ARCHIVE}_p2026_05" not in attached(archived)
 
 

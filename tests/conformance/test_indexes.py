@@ -252,6 +252,9 @@ def test_duplicate_and_unused_indexes_are_reported_never_dropped(
         cursor.execute("SET enable_seqscan = off")
         for number in range(30):
             cursor.execute(f"SELECT status FROM {LIVE} WHERE id = %s", (number,))
+    # The session tells of them when it ends, which is after its client has gone.
+    used = f"SELECT idx_scan FROM pg_stat_all_indexes WHERE indexrelname = '{LIVE}_pkey'"
+    until(lambda: sql(postgres_url, used)[0][0] >= 30, "it is known what was used")
     all_of_them = IndexPlan(create_missing=True, drop_invalid=True)
     steps = run(postgres_url, all_of_them)
     found = [(one.code, one.fix.partition(";")[0]) for step in steps for one in step.findings]

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 import pytest
 
 from backendops.backends.postgres import PostgresBackend
@@ -25,7 +24,7 @@ from backendops.jobs.partition import Partition
 from backendops.jobs.restore import Restore
 from tests.celery_rows import back_date, celery_results, fill_celery_table
 from tests.conformance.destinations import SOURCE, Destination, Files, Tables, checksum, die_at, is_free, live_rows
-from tests.conformance.postgres_store import in_transaction, other_role, sql, until
+from tests.conformance.postgres_store import cut_short_detach, other_role, until
 from tests.conformance.stores import ARCHIVE, GROUPS, LIVE, FixedPace, TableStore, drive
 from tests.servers import Postgres
 
@@ -331,12 +330,7 @@ def test_what_a_detach_that_was_cut_short_hides_is_told(place: Place) -> None:
     fill_celery_table(place.source.url, 20, older_than=timedelta(days=40), spread=timedelta(hours=1))
     place.archive()
     (task_id, part) = place.source.execute(f"SELECT task_id, tableoid::regclass::text FROM {ARCHIVE} LIMIT 1")[0]
-    with in_transaction(place.source.url, f"SELECT FROM {part}"), pytest.raises(psycopg2.errors.QueryCanceled):
-        sql(
-            place.source.url,
-            "SET statement_timeout = '300ms'",
-            f"ALTER TABLE {ARCHIVE} DETACH PARTITION {part} CONCURRENTLY",
-        )
+    cut_short_detach(place.source.url, ARCHIVE, part)
     job, steps = place.restore(Selection(ids=(task_id,)))
     assert [(one.name, one.ids, one.detaching) for one in job.quarantined] == [(part, (task_id,), True)]
     (finding,) = (finding for step in steps for finding in step.findings)
