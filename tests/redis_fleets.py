@@ -13,6 +13,7 @@ from typing import IO, Any
 import redis
 
 from backendops import embedded
+from tests.servers import quiet_port
 
 MASTER = "results"
 
@@ -161,7 +162,7 @@ def clustered(directory: Path) -> Iterator[Clustered]:
     with ExitStack() as running:
         nodes = []
         for number in range(6):
-            bus = embedded.free_port()
+            bus = quiet_port()
             settings = ["cluster-enabled yes", f"cluster-port {bus}", "cluster-node-timeout 1000"]
             settings.append("repl-diskless-sync-delay 0")
             server = embedded.start_valkey(directory / f"node-{number}", password="", settings=settings)

@@ -7,12 +7,14 @@ import hashlib
 import hmac
 import itertools
 import os
+import random
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,6 +52,18 @@ def missing(what: str, way: str) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def quiet_port() -> int:
+    """A free port that the system gives nobody by itself, for a server that binds it only a moment, or seconds, later.
+
+    Of a free one of the system's choosing another test's server or client may be given the same meanwhile.
+    """
+    for port in iter(lambda: random.randint(20_000, 29_999), 0):  # noqa: S311 - which port is no secret
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((embedded.HOST, port))
+            return port
+    raise AssertionError("there is always another port")
 
 
 def debian_environment() -> dict[str, str]:

@@ -77,6 +77,7 @@ def test_every_series_is_there_and_true(  # noqa: PLR0915 - one line for each se
 ) -> None:  # fmt: skip
     fill_celery_table(postgres18_url, 400, due=0.5, groups=4)
     celery_results(valkey_url, 10, groups=1, result_expires=None)
+    began = time.time()
     with daemon(write_policy(tmp_path, JOBS.format(results=postgres18_url, cache=valkey_url))) as running:
         fresh = running.metrics()
         pairs = {("job", "archive"), ("backend", "results")}
@@ -87,18 +88,19 @@ def test_every_series_is_there_and_true(  # noqa: PLR0915 - one line for each se
             completed = {"job": job, "backend": backend, "outcome": "completed"}
             eventually(lambda labels=completed: running.value("backendops_job_runs_total", **labels) >= 1)
         eventually(lambda: running.value("backendops_results_due", job="archive", **on_results) == 0)
-        now = time.time()
-        seen = running.metrics()
+        for labels in (on_results, on_cache):
+            eventually(lambda labels=labels: running.value("backendops_backend_up", **labels) == 1)
+        before, seen, after = time.time(), running.metrics(), time.time()
 
         def value(name: str, **labels: str) -> float:
             return seen[f"backendops_{name}"][tuple(sorted(labels.items()))]
 
         assert len(seen["backendops_build_info"]) == 1
         assert value("policy_valid") == value("ledger_up") == 1
-        assert now - 60 < value("policy_loaded_timestamp_seconds") <= now
+        assert began < value("policy_loaded_timestamp_seconds") <= after
         archive = {"job": "archive", "backend": "results"}
-        assert now - 60 < value("job_last_success_timestamp_seconds", **archive) <= now + 1
-        assert now - 1 < value("job_next_run_timestamp_seconds", **archive) < now + 5
+        assert began < value("job_last_success_timestamp_seconds", **archive) <= after
+        assert before - 5 < value("job_next_run_timestamp_seconds", **archive) < after + 5
         assert 0 < value("job_last_duration_seconds", **archive) < 30
         assert value("job_running", **archive) in (0, 1)
         assert value("job_interval_seconds", **archive) == 1
@@ -166,7 +168,9 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(
         running.stop(signal.SIGKILL)
     before = archived(postgres18_url)
     assert 0 < before < 10_000
-    # An hourly slot that was claimed by the run that was killed: it is made up for at once, and once.
+    # A slot that was claimed by the run that was killed: it is made up for at once, and once. Of a whole year, as the
+    # next slot must not come while the test looks.
+    slow = slow.replace("every 1h", "'@yearly'")
     with daemon(write_policy(tmp_path, slow.replace("batch_size: 20, batch_time: 1ms", "batch_size: 1000"))) as running:
         assert running.logged("runs.orphaned")["runs"] == 1
         ended = running.logged("run.ended", job="archive", outcome="completed")
@@ -293,7 +297,8 @@ def test_idle_and_slow_clients_keep_nobody_waiting(tmp_path: Path, sqlite_url: s
                 asked_at = time.monotonic()
                 assert running.get(path).status == 200
                 slowest = max(slowest, time.monotonic() - asked_at)
-            assert slowest < 2
+            # One that waited for an idle client would wait for its whole time-out.
+            assert slowest < 4
             threads = len(list(Path(f"/proc/{running.process.pid}/task").iterdir()))
             assert threads < 40, "an idle connection has no thread"
             # More than it takes: those that wait longest make room, and a scrape is still answered.

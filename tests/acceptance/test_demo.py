@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from backendops import embedded
-from tests.servers import ROOT, children_of
+from tests.servers import ROOT, children_of, quiet_port
 
 JOBS = {"expire", "archive", "partition", "vacuum", "redis-memory", "pool-health"}
 # Those whose rows are rows or keys that they changed.
@@ -85,7 +84,7 @@ def alive(pids: set[int]) -> set[int]:
 
 
 def test_every_job_has_work_and_ctrl_c_ends_it_all(tmp_path: Path) -> None:
-    port, output = embedded.free_port(), tmp_path / "output.txt"
+    port, output = quiet_port(), tmp_path / "output.txt"
     with demo(tmp_path, port) as process:
 
         def all_done() -> bool:
@@ -97,7 +96,7 @@ def test_every_job_has_work_and_ctrl_c_ends_it_all(tmp_path: Path) -> None:
         # Two servers, the daemon, and two workers of three processes each, at the least.
         assert len(children) >= 9
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(timeout=45) == 0
+        assert process.wait(timeout=PATIENCE) == 0
         assert alive(children) == set()
     said = output.read_text()
     assert "nothing of it is left running" in said
@@ -108,7 +107,7 @@ def test_every_job_has_work_and_ctrl_c_ends_it_all(tmp_path: Path) -> None:
 
 
 def test_nothing_outlives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    port, output = embedded.free_port(), tmp_path / "output.txt"
+    port, output = quiet_port(), tmp_path / "output.txt"
     monkeypatch.setenv("TMPDIR", str(tmp_path / "elsewhere"))
     (tmp_path / "elsewhere").mkdir()
     with demo(tmp_path, port) as process:

@@ -13,9 +13,8 @@ from urllib.parse import quote
 
 import yaml
 
-from backendops.embedded import free_port
 from tests.acceptance.daemon import daemon, eventually, write_policy
-from tests.servers import ROOT, debian_binary, debian_environment
+from tests.servers import ROOT, debian_binary, debian_environment, quiet_port
 
 DEPLOY = ROOT / "deploy" / "prometheus"
 
@@ -72,7 +71,7 @@ def test_a_real_prometheus_scrapes_the_daemon(
         config["global"] = {"evaluation_interval": "1s"}
         config["rule_files"] = [str(DEPLOY / "backendops.rules.yml")]
         (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-        port = free_port()
+        port = quiet_port()
         with (tmp_path / "prometheus.log").open("wb") as log:
             server = subprocess.Popen(
                 [prometheus, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb",

@@ -282,7 +282,8 @@ def test_a_rewrite_never_queues_for_its_lock(emptied: str, monkeypatch: pytest.M
             waited.append(time.monotonic() - began)
         thread.join()
     assert whats(done) == [f'did not rewrite "public"."{LIVE}": no moment without another session on it']
-    assert max(waited) < 1
+    # Not as long as a lock that is queued for may be waited for.
+    assert max(waited) < 1.9
 
 
 def test_without_tables_there_is_nothing_to_vacuum(postgres_url: str) -> None:

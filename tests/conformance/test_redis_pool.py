@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,6 +21,8 @@ from backendops.contracts.errors import BackendBusy, BackendError, BackendRefuse
 from backendops.contracts.run import Limits, NoWatermarks
 from backendops.jobs.expire import Expire
 from tests.conformance.redis_store import FixedPace, client_of, configured, opened
+from tests.redis_fleets import SentinelServer
+from tests.servers import Servers
 
 WORD = "s3cret/with:signs"
 ESCAPED = "s3cret%2Fwith%3Asigns"
@@ -108,21 +110,21 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(url: str) -> None:
             url.format(silent.getsockname()[1]), Limits(connect_timeout=timedelta(milliseconds=400)), **policy
         )
     assert isinstance(error, BackendUnreachable), error
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < 3
 
 
-def test_a_server_that_stops_answering_is_unreachable_within_five_seconds(valkey_url: str) -> None:
+def test_a_server_that_stops_answering_is_unreachable_within_five_seconds(valkey_url: str, servers: Servers) -> None:
     """As it is with the job's own limits: report_pool on a server that is held."""
-    with client_of(valkey_url) as client, opened(valkey_url) as backend:
-        # Every other client waits until this one is done.
-        sleeping = client.connection_pool.get_connection()
-        sleeping.send_command("DEBUG", "SLEEP", "2.5")
-        started = time.monotonic()
-        with pytest.raises(BackendUnreachable, match="did not answer in time"):
-            backend.report_pool()
-        assert time.monotonic() - started < 5
-        sleeping.read_response()
-        client.connection_pool.release(sleeping)
+    pid = servers.redis("valkey").pid
+    with opened(valkey_url) as backend:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            with pytest.raises(BackendUnreachable, match="did not answer in time"):
+                backend.report_pool()
+            assert time.monotonic() - started < 5
+        finally:
+            os.kill(pid, signal.SIGCONT)
         assert backend.report_pool().roundtrip_seconds < 1
 
 
@@ -246,16 +248,10 @@ def test_a_socket_file_and_its_password(tmp_path: Path) -> None:
 @pytest.fixture
 def sentinel(valkey_url: str, tmp_path: Path) -> Iterator[str]:
     """A real sentinel that watches the Valkey; its host and port."""
-    port, master = embedded.free_port(), valkey_url.removeprefix("redis://127.0.0.1:").removesuffix("/0")
-    config = tmp_path / "sentinel.conf"
-    config.write_text(f"bind 127.0.0.1\nport {port}\nsentinel monitor results 127.0.0.1 {master} 1\n")
-    process = subprocess.Popen([embedded.valkey_binary(), config, "--sentinel"], stdout=subprocess.DEVNULL)
-    try:
-        _until(lambda: _listens(port))
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(10)
+    master = valkey_url.removeprefix("redis://127.0.0.1:").removesuffix("/0")
+    with SentinelServer(tmp_path, password="", settings=[f"sentinel monitor results 127.0.0.1 {master} 1"]) as running:
+        running.start()
+        yield f"127.0.0.1:{running.port}"
 
 
 def test_the_master_is_found_through_the_sentinels(sentinel: str, valkey_url: str) -> None:
@@ -277,11 +273,6 @@ def test_a_backend_is_used_only_when_opened(valkey_url: str) -> None:
         backend.standing()
     with backend.open(Limits(), NoWatermarks()) as connected:
         connected.standing()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _until(condition: Any, seconds: float = 5) -> None:

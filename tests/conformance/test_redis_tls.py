@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 import redis
 
-from backendops import embedded
 from backendops.contracts.errors import BackendUnreachable
 from backendops.jobs.expire import Expire
 from tests.conformance.redis_store import FixedPace, about, opened
-from tests.servers import debian_binary, debian_environment, missing
+from tests.servers import debian_binary, debian_environment, missing, quiet_port
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Encrypted:
 @pytest.fixture(scope="module")
 def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
     """Debian's Redis 7.0, with certificates made for this run."""
-    binary, folder, port = debian_binary("redis-server"), tmp_path_factory.mktemp("tls"), embedded.free_port()
+    binary, folder, port = debian_binary("redis-server"), tmp_path_factory.mktemp("tls"), quiet_port()
     if shutil.which("openssl") is None:
         missing("openssl", "it makes the certificates of this test; every Linux has a package of that name")
     _certificates(folder)
@@ -104,7 +103,7 @@ def test_plain_redis_to_a_tls_port_says_which_scheme(encrypted: Encrypted) -> No
 @pytest.fixture(scope="module")
 def watched(encrypted: Encrypted) -> Iterator[int]:
     """A sentinel that speaks TLS only, and watches the server over it; its port."""
-    port, folder = embedded.free_port(), encrypted.folder
+    port, folder = quiet_port(), encrypted.folder
     (folder / "sentinel.conf").write_text(
         f"bind 127.0.0.1\nport 0\ntls-port {port}\ntls-replication yes\ndir {folder}\n"
         f"tls-cert-file {folder}/server.crt\ntls-key-file {folder}/server.key\ntls-ca-cert-file {folder}/ca.crt\n"

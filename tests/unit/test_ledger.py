@@ -309,15 +309,15 @@ def test_a_damaged_ledger(tmp_path: Path) -> None:
 
 
 def test_a_locked_ledger_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_file, "_BUSY_TIMEOUT_MS", 400)
-    monkeypatch.setattr(ledger_file, "_RACE_SECONDS", 0.2)
+    monkeypatch.setattr(ledger_file, "_BUSY_TIMEOUT_MS", 2000)
+    monkeypatch.setattr(ledger_file, "_RACE_SECONDS", 1.0)
     Ledger.open(str(tmp_path)).close()
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as other:
         other.execute("BEGIN IMMEDIATE")
         began = time.monotonic()
         with pytest.raises(BackendopsError, match="another process has locked it"):
             Ledger.open(str(tmp_path))
-        assert time.monotonic() - began < 1.2, "not once for each attempt at a race"
+        assert time.monotonic() - began < 3.9, "not once for each attempt at a race"
 
 
 def test_a_shared_ledger_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
