@@ -39,8 +39,13 @@ OLD_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1 FROM celery_task
 def run(url: str, indexes: IndexPlan, budget: timedelta = timedelta(minutes=1), **fields: Any) -> list[Step]:
     """One run of the vacuum job that has nothing else to do."""
     wanted = replace(plan(dead_rows=10**9), indexes=indexes)
-    with opened(url, Limits(budget=budget), **fields) as backend:
-        return list(backend.vacuum(wanted, TimedPace()))
+    while True:
+        with opened(url, Limits(budget=budget), **fields) as backend:
+            steps = list(backend.vacuum(wanted, TimedPace()))
+        if not any(what.startswith("did not begin") for what in whats(steps)) or budget > timedelta(seconds=10):
+            return steps
+        # On a busy machine, looking at everything first took it all.
+        budget *= 3
 
 
 def findings(steps: list[Step]) -> dict[str, Finding]:
@@ -345,7 +350,10 @@ def test_bloated_indexes_are_rebuilt_inside_the_window_only(bloated: str, how: s
 
 def test_a_rebuild_ends_with_the_window_and_leaves_nothing(bloated: str) -> None:
     with in_transaction(bloated, OLD_SNAPSHOT):
-        (said, *_) = whats(run(bloated, rebuilding(timedelta(seconds=1))))
+        for seconds in (1, 3, 9):
+            (said, *_) = whats(run(bloated, rebuilding(timedelta(seconds=seconds))))
+            if not said.startswith("did not begin"):
+                break
         assert said.startswith("ended the rebuild of ")
         assert "; what it left is dropped; " in said
     assert sorted(indexes_of(bloated)) == sorted([INDEX, f"{LIVE}_pkey", f"{LIVE}_task_id_key"])
@@ -411,10 +419,17 @@ def test_a_role_that_may_not_rebuild_or_drop_is_told_so(bloated: str, postgres_s
 
 @pytest.mark.parametrize("how", ["rebuilding", "dropping"])
 def test_what_an_earlier_rebuild_left_is_dropped(bloated: str, how: str) -> None:
-    with in_transaction(bloated, OLD_SNAPSHOT), closing(connect(bloated)) as session, session.cursor() as cursor:
-        cursor.execute("SET statement_timeout = '500ms'")
-        with suppress(psycopg2.errors.QueryCanceled):
-            cursor.execute(f"REINDEX INDEX CONCURRENTLY {INDEX}")
+    with in_transaction(bloated, OLD_SNAPSHOT), closing(connect(bloated)) as session:
+
+        def rebuild() -> None:
+            with suppress(psycopg2.errors.QueryCanceled), session.cursor() as cursor:
+                cursor.execute(f"REINDEX INDEX CONCURRENTLY {INDEX}")
+
+        thread = threading.Thread(target=rebuild, daemon=True)
+        thread.start()
+        until(lambda: f"{INDEX}_ccnew" in indexes_of(bloated), "it has begun")
+        session.cancel()
+        thread.join(timeout=10)
     assert f"{INDEX}_ccnew" in indexes_of(bloated)
     oid = sql(bloated, f"SELECT '{INDEX}_ccnew'::regclass::oid")[0][0]
     left = f"{INDEX}_ccnew"
