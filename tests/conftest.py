@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import redis
 
 from tests import celery_rows
 from tests.servers import Postgres, Servers, postgres_versions
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so every program that a test starts and asks to end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ import psycopg2
 import pytest
 import redis
 
-from tests.acceptance.daemon import COMMAND, daemon, eventually, free_of_tracebacks, write_policy
+from tests.acceptance.daemon import COMMAND, PATIENCE, daemon, eventually, free_of_tracebacks, write_policy
 from tests.servers import Postgres, Servers, missing
 
 JOBS = """
@@ -364,7 +364,7 @@ def test_the_address_is_taken_then_changed(tmp_path: Path, sqlite_url: str) -> N
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with daemon(write_policy(tmp_path, text, f"127.0.0.1:{port}"), wait=False) as running:
-            assert running.process.wait(20) == 1
+            assert running.process.wait(PATIENCE) == 1
             said = running.log_file.read_text()
             assert said.startswith(f"backendops: cannot listen on 127.0.0.1, port {port}: Address already in use")
             assert said.count("\n") == 1

@@ -97,7 +97,7 @@ def test_a_real_prometheus_scrapes_the_daemon(
             return {series["metric"].get("backend", ""): series["value"][1] for series in result}
 
         try:
-            eventually(lambda: query("backendops_backend_up") == {"results": "1", "cache": "1"}, 30)
+            eventually(lambda: query("backendops_backend_up") == {"results": "1", "cache": "1"})
             assert query('up{job="backendops"}') == {"": "1"}
             assert float(query('backendops_pool_connections_limit{backend="results"}')["results"]) > 0
             names = set(ask("label/__name__/values"))

@@ -17,7 +17,7 @@ from backendops.contracts.run import Limits, NoWatermarks
 from tests.celery_rows import FIRST_TO_TELL, TELL
 
 # A test that waits longer for what another session does has failed.
-PATIENCE = timedelta(seconds=10)
+PATIENCE = timedelta(seconds=30)
 
 
 def connect(url: str, **options: Any) -> extensions.connection:

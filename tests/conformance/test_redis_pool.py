@@ -275,7 +275,7 @@ def test_a_backend_is_used_only_when_opened(valkey_url: str) -> None:
         connected.standing()
 
 
-def _until(condition: Any, seconds: float = 5) -> None:
+def _until(condition: Any, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
