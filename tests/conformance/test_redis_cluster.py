@@ -139,10 +139,12 @@ def test_a_survey_that_runs_out_of_time_between_two_masters_is_not_complete(
     fleet: Clustered, client: RedisCluster
 ) -> None:
     watermarks, found = NoWatermarks(), []
-    for _ in range(3):
+    # One master in each; on a busy machine a call may end before it has all of one.
+    while len(found) < 9 and (not found or found[-1].part < 1):
         with opened(fleet.url, cluster=True, watermarks=watermarks) as backend:
             found.append(backend.survey_keys(timedelta(microseconds=1)))
-    assert [one.part < 1 for one in found] == [True, True, False], "one master in each"
+    assert len(found) >= 3
+    assert found[-1].part == 1
     assert found[-1].kinds["task"].keys == RESULTS
 
 
