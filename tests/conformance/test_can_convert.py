@@ -520,14 +520,15 @@ def test_only_the_owner_can(filled18: str) -> None:
 
 
 def test_a_table_stays_its_owners_and_grants_are_kept(filled18: str) -> None:
-    celery = other_role(filled18, "celery", "GRANT ALL ON SCHEMA public TO celery")
+    # Not named `celery`: roles are the whole server's, and another test makes one of that name.
+    owner = other_role(filled18, "owner", "GRANT ALL ON SCHEMA public TO owner")
     other_role(filled18, "reader")
-    keeper = other_role(filled18, "keeper", "GRANT CREATE ON SCHEMA public TO keeper", "GRANT celery TO keeper")
+    keeper = other_role(filled18, "keeper", "GRANT CREATE ON SCHEMA public TO keeper", "GRANT owner TO keeper")
     for table in (LIVE, "celery_tasksetmeta"):
-        sql(filled18, f"ALTER TABLE {table} OWNER TO celery")
+        sql(filled18, f"ALTER TABLE {table} OWNER TO owner")
     sql(
         filled18,
-        "GRANT ALL ON SEQUENCE task_id_sequence, taskset_id_sequence TO celery, keeper",
+        "GRANT ALL ON SEQUENCE task_id_sequence, taskset_id_sequence TO owner, keeper",
         f"GRANT SELECT (task_id, status) ON {LIVE} TO reader",
         f"GRANT DELETE ON {LIVE} TO reader WITH GRANT OPTION",
     )
@@ -538,13 +539,13 @@ def test_a_table_stays_its_owners_and_grants_are_kept(filled18: str) -> None:
             owners = sql(
                 filled18, f"SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relname LIKE '{LIVE}%'"
             )
-            assert owners == [("celery",)]
+            assert owners == [("owner",)]
         else:
             undone(keeper)
         assert sql(reader, f"SELECT count(task_id) FROM {LIVE}")[0][0] >= 3020
         with pytest.raises(Exception, match="permission denied"):
             sql(reader, f"SELECT result FROM {LIVE}")
-        assert celery_results(celery, 1)
+        assert celery_results(owner, 1)
 
 
 def test_somebodys_own_partitions_are_left_alone(postgres18_url: str) -> None:
