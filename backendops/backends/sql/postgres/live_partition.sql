@@ -172,6 +172,26 @@ SELECT EXISTS (
     WHERE con.conrelid = CAST(:oid AS oid) AND con.conname = 'backendops_bound'
 );
 
+-- name: list_bounded
+-- Every live table and partition on which a run that was killed left it.
+SELECT
+    c.oid,
+    n.nspname AS schema,
+    c.relname AS name,
+    pg_catalog.pg_get_userbyid(c.relowner) AS owner,
+    pg_has_role(c.relowner, 'USAGE') AS is_owner,
+    pg_catalog.pg_get_constraintdef(con.oid) AS bound
+FROM pg_catalog.pg_constraint AS con
+JOIN pg_catalog.pg_class AS c ON c.oid = con.conrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE con.conname = 'backendops_bound' AND EXISTS (
+    SELECT
+    WHERE c.oid = ANY (CAST(:oids AS oid[]))
+    UNION ALL
+    SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhrelid = c.oid AND i.inhparent = ANY (CAST(:oids AS oid[]))
+)
+ORDER BY n.nspname, c.relname;
+
 -- name: validate_bound
 -- Reads the whole table while everybody goes on reading and writing.
 ALTER TABLE /* leaf */ celery_taskmeta VALIDATE CONSTRAINT backendops_bound;
