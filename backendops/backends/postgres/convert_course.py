@@ -93,7 +93,7 @@ class Course:
             leaf = {"live": parent, "leaf": self._named(one.name)}
             yield Sent("live_partition", "make_leaf", {**leaf, "model": first})
             yield Sent("live_partition", "drop_bound", leaf)
-            if storage := self.found.row.storage:
+            if storage := self.found.storage:
                 yield Sent("live_partition", "set_storage", {**leaf, "storage": literal(f"({storage})")})
             attach = "attach_dates" if not by_id else "attach_ids" if one.upper is not None else "attach_tail"
             bounds = {"lower": one.lower, "upper": one.upper}
