@@ -50,11 +50,13 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
         survey = self._survey_tables(plan, Memory(self.watermarks))
         indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
         rewrite = list(survey.rewrite(plan)) if plan.full else []
+        vacuumed = {one.table.oid for one in survey.due if one.statement != "analyze"}
         said = [f"{one.statement} {one.table.sql_name} ({one.why})" for one in survey.due]
         said += [
-            f"rewrite {one.sql_name} (VACUUM FULL: {survey.bloat[one.oid]}; "
+            f"rewrite {one.sql_name} (VACUUM FULL{still}: {survey.bloat[one.oid]}; "
             f"needs up to {format_bytes(one.bytes)} more on the server's disk while it runs)"
             for one in rewrite
+            for still in (", if it is still worth it after its vacuum" if one.oid in vacuumed else "",)
         ]
         said += indexes.said
         with self.transaction(read_only=True) as connection:
