@@ -147,12 +147,15 @@ def test_a_plan_names_every_statement_with_its_lock_and_changes_nothing(filled18
         assert catalog(filled18) == before
         assert found.refusals == ()
         said = [one.sql for one in found.statements]
-        assert "NOT VALID" in said[0]
-        assert "VALIDATE CONSTRAINT" in said[1]
-        assert [one.lock for one in found.statements[:2]] == ["ACCESS EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"]
-        locked = next(number for number, one in enumerate(said) if one.startswith("LOCK TABLE"))
-        assert {one.lock for one in found.statements[2:locked]} == {"no lock on the table"}
-        assert {one.lock for one in found.statements[locked:]} == {"ACCESS EXCLUSIVE"}
+        locks = [one.lock for one in found.statements]
+        assert said[0].endswith("IN SHARE UPDATE EXCLUSIVE MODE") and said[1].endswith("IN ACCESS EXCLUSIVE MODE")
+        assert "NOT VALID" in said[2]
+        assert "VALIDATE CONSTRAINT" in said[3]
+        assert locks[:4] == ["SHARE UPDATE EXCLUSIVE", "ACCESS EXCLUSIVE", "ACCESS EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"]
+        assert said[4] == said[0] and locks[4] == "SHARE UPDATE EXCLUSIVE"
+        locked = said.index(said[1], 2)
+        assert set(locks[5:locked]) == {"no lock on the table"}
+        assert set(locks[locked:]) == {"ACCESS EXCLUSIVE"}
         assert not any("CREATE" in one for one in said[locked:]), "made before the lock"
         assert all(one.hold for one in found.statements if not one.together)
         assert any("ATTACH PARTITION" in one for one in said)

@@ -184,7 +184,7 @@ def test_a_role_that_may_not_vacuum_is_told_before_it_tries(emptied: str) -> Non
             assert [one.code for one in backend.preview_vacuum(plan()).findings] == ["vacuum.not-permitted"]
         with pytest.raises(BackendRefused, match="may not vacuum") as caught:
             vacuum(theirs, plan())
-        assert f'GRANT MAINTAIN ON "public"."{LIVE}" TO' in caught.value.hint
+        assert f'GRANT MAINTAIN ON "public"."{LIVE}" TO "no_vacuum"' in caught.value.hint
         # Nobody is to be made a superuser for a vacuum.
         assert 'GRANT "postgres"' not in caught.value.hint
         assert dead_rows(emptied) == 500
@@ -265,6 +265,15 @@ def test_a_table_is_rewritten_only_in_the_window_and_where_it_is_worth_it(
     assert sql(emptied, file) != before
     assert sql(emptied, f"SELECT count(*) FROM {LIVE}") == [(500,)]
     assert whats(vacuum(emptied, plan(full=True))) == ["no table needs a vacuum"]
+
+
+def test_a_plan_says_that_a_rewrite_depends_on_the_vacuum_before_it(
+    emptied: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bloat, "WORTH_BYTES", 64 * 1024)
+    with opened(emptied) as backend:
+        said = backend.preview_vacuum(plan(full=True)).summary
+    assert f'rewrite "public"."{LIVE}" (VACUUM FULL, if it is still worth it after its vacuum: ' in said
 
 
 def test_a_rewrite_never_queues_for_its_lock(emptied: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,11 @@ def test_readable_shows_what_is_known_and_keeps_what_is_not() -> None:
     )
 
 
+def test_readable_shows_nothing_as_null() -> None:
+    shown = readable(load("postgres", "convert", "describe", {"live": "celery_taskmeta"}), {"comment": None})
+    assert shown.endswith("COMMENT ON TABLE celery_taskmeta IS NULL")
+
+
 VALUES = {
     "statement_timeout": "'1s'", "lock_timeout": "'1s'", "idle_timeout": "'1s'", "key": "1", "pid": "1",
     "begun": "'2026-01-01'", "zone": "'UTC'", "end": "'2027-01-01'", "low": "'2026-01-01'", "high": "'2026-01-02'",

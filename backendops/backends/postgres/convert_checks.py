@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection
 
 from backendops.backends.postgres import index_work
+from backendops.backends.postgres.live_table import read_storage
 from backendops.backends.postgres.periods import fit
 from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.backends.sql_files import literal, load
@@ -46,6 +47,8 @@ class Inspected:
     indexes: tuple[Index, ...]
     waiting_for: tuple[str, ...]
     """Sessions whose open transactions would hold it up, in words."""
+    storage: str | None
+    """Its storage parameters as SQL, where it has any."""
     busy_indexes: frozenset[int] = frozenset()
     """Those on which, or on whose table, somebody works now: an INVALID one may be a build that is under way."""
 
@@ -88,6 +91,7 @@ def inspect(connection: Connection, live: LiveTable) -> Inspected:
         row,
         list_indexes(connection, live.oid),
         tuple(f"{one.name} (pid {one.pid}, since {one.since:%Y-%m-%d %H:%M:%S} UTC)" for one in waiting),
+        read_storage(connection, live.oid),
         frozenset(one.oid for one in index_work.list_indexes(connection, [live.oid]) if one.is_busy),
     )
 

@@ -9,9 +9,10 @@ from typing import Final
 
 from backendops.backends.postgres.convert_checks import Index, Inspected
 from backendops.backends.postgres.free_names import FreeNames
+from backendops.backends.postgres.live_lock import planned_moment
 from backendops.backends.postgres.live_table import Marker
 from backendops.backends.postgres.periods import fit
-from backendops.backends.postgres.sent import EXCLUSIVE, SHARE_UPDATE, Sent
+from backendops.backends.postgres.sent import SHARE_UPDATE, Sent
 from backendops.backends.postgres.tables import LiveTable, quoted
 from backendops.backends.sql_files import literal
 from backendops.contracts.partitions import PlannedStatement
@@ -69,8 +70,7 @@ class Course:
     def bounding(self) -> Sent:
         """In a short transaction of its own."""
         name = "bound_ids" if self.marker.by == "id" else "bound_dates"
-        hold = "about 2 ms: no row is read"
-        return Sent("live_partition", name, {"leaf": self.live.slot}, {"bound": self.bound}, hold=hold)
+        return Sent("live_partition", name, {"leaf": self.live.slot}, {"bound": self.bound})
 
     def validating(self) -> Sent:
         """In a transaction of its own."""
@@ -79,7 +79,8 @@ class Course:
 
     def prepare(self) -> Iterator[Sent]:
         """In the swap's transaction before the lock: tables that nobody knows of yet."""
-        return (replace(sent, lock="no lock on the table") for sent in self._new_tables())
+        hold = "none: the tables are new"
+        return (replace(sent, lock="no lock on the table", hold=hold) for sent in self._new_tables())
 
     def _new_tables(self) -> Iterator[Sent]:
         parent, first = self._named(self._parent), self.live.slot
@@ -92,7 +93,7 @@ class Course:
             leaf = {"live": parent, "leaf": self._named(one.name)}
             yield Sent("live_partition", "make_leaf", {**leaf, "model": first})
             yield Sent("live_partition", "drop_bound", leaf)
-            if storage := self.found.row.storage:
+            if storage := self.found.storage:
                 yield Sent("live_partition", "set_storage", {**leaf, "storage": literal(f"({storage})")})
             attach = "attach_dates" if not by_id else "attach_ids" if one.upper is not None else "attach_tail"
             bounds = {"lower": one.lower, "upper": one.upper}
@@ -133,15 +134,12 @@ class Course:
 
     def planned(self) -> Iterator[PlannedStatement]:
         """Every statement, for people."""
-        for sent in (*self.index(), self.bounding(), self.validating()):
-            yield sent.planned()
-        for place, sent in enumerate(self.prepare()):
-            yield replace(sent.planned(together=place > 0), hold="none: the tables are new")
-        lock = Sent("live_partition", "lock_live", {"live": self.live.slot})
-        hold = "about 10 ms until the commit: no row is read; waited for 2 s at most"
-        yield PlannedStatement(lock.planned().sql, EXCLUSIVE, hold, together=True)
-        for sent in self.swap():
-            yield sent.planned(together=True)
+        live = self.live.slot
+        yield from (sent.planned() for sent in self.index())
+        yield from planned_moment(live, [live], [self.bounding()], "about 2 ms")
+        yield self.validating().planned()
+        hold = "about 10 ms, waited for 2 s at most,"
+        yield from planned_moment(live, [live], self.swap(), hold, self.prepare())
 
     def _rename(self, index: Index) -> Sent:
         old = index.constraint or index.name

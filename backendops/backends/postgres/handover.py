@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.live_bounds import take_bounds_away
 from backendops.backends.postgres.records import READ_BYTES, byte_count, read_list, row_from, shape_of
 from backendops.backends.postgres.survey import RUN_BUDGET, Target, count_due, oldest_ages, survey
 from backendops.backends.postgres.sweep import preview_sweep
@@ -40,6 +41,7 @@ class HandOverOnPostgres(PostgresSession, CanHandOver):
         targets, findings = survey(self, due)
         for target in targets:
             target.live.require_delete()
+        findings += take_bounds_away(self)
         counts = [count_due(self, target, RUN_BUDGET) for target in targets]
         return DueFound(sum(count.rows for count in counts), all(count.exact for count in counts), findings)
 

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection
 
+from backendops.backends.postgres.tables import quoted
 from backendops.backends.postgres.vacuum_work import Table, as_owner
 from backendops.backends.sql_files import load
 from backendops.contracts.readings import Finding, Severity
@@ -116,10 +117,11 @@ def not_frozen(sql_name: str, age: int, freeze_age: int, holders: Holders) -> Fi
 def not_permitted(tables: Sequence[Table]) -> Iterator[Finding]:
     """Tables that this role may not vacuum."""
     for one in tables:
-        granted = as_owner(one.sql_name, one.owner, one.owner_is_super, "backendops' role")
+        role = quoted(one.role)
+        granted = as_owner(one.sql_name, one.owner, one.owner_is_super, role)
         yield Finding(
             Severity.WARNING,
             "vacuum.not-permitted",
-            f"backendops' role may not vacuum {one.sql_name}: it belongs to {one.owner}",
-            f"on PostgreSQL 17 and newer GRANT MAINTAIN ON {one.sql_name} TO backendops' role; or {granted}",
+            f"the role {one.role} may not vacuum {one.sql_name}: it belongs to {one.owner}",
+            f"on PostgreSQL 17 and newer GRANT MAINTAIN ON {one.sql_name} TO {role}; or {granted}",
         )

@@ -216,8 +216,8 @@ def _made(live: LiveTable, state: LiveState, name: str, model: str) -> Iterator[
     yield leaf("make_leaf", {"leaf": name, "model": model})
     # The model may have it at this moment.
     yield leaf("drop_bound", {"leaf": name})
-    if storage := state.newest.storage:
-        yield leaf("set_storage", {"leaf": name, "storage": literal(f"({storage})")})
+    if state.storage:
+        yield leaf("set_storage", {"leaf": name, "storage": literal(f"({state.storage})")})
     if state.owner != live.role:
         yield leaf("own_leaf", {"leaf": name, "owner": literal(quoted(state.owner))})
 

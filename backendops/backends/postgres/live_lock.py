@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from time import monotonic, sleep
 from typing import Final
@@ -12,9 +12,10 @@ from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.errors import DEADLOCK, LOCK_NOT_AVAILABLE, code_of
-from backendops.backends.postgres.sent import Sent, leaf, rendered, send_rendered
+from backendops.backends.postgres.sent import SHARE_UPDATE, Sent, leaf, rendered, send_rendered
 from backendops.backends.sql_files import load
 from backendops.contracts.errors import BackendBusy, BackendError
+from backendops.contracts.partitions import PlannedStatement
 
 # While it is waited for, every writer of the table waits behind it: a tenth of a second first, 2 s at the very most.
 PATIENCE: Final = tuple(timedelta(seconds=seconds) for seconds in (0.1, 0.1, 0.25, 0.25, 0.5, 0.5, 1, 1, 2, 2))
@@ -71,6 +72,24 @@ def with_moment(  # noqa: PLR0913, PLR0917 - what is sent, before the lock and u
         # Uneven rests: what is in the way may come again and again in a rhythm of its own.
         session.rest(random.uniform(0.1, 0.5) * attempt)  # noqa: S311 - no secret depends on it
     raise AssertionError("the last attempt returns or raises")
+
+
+def planned_moment(
+    live: str, quiet: Iterable[str], statements: Iterable[Sent], hold: str, before: Iterable[Sent] = ()
+) -> Iterator[PlannedStatement]:
+    """What `with_moment` sends, for people; `hold` is how long the lock is held."""
+    first = True
+    for table in quiet:
+        free = "nothing that reads or writes; autovacuum and DDL, until the commit"
+        yield Sent("live_partition", "quiet", {"leaf": table}, lock=SHARE_UPDATE, hold=free).planned(together=not first)
+        first = False
+    for sent in before:
+        yield sent.planned(together=not first)
+        first = False
+    lock = Sent("live_partition", "lock_live", {"live": live}, hold=f"{hold} until the commit: no row is read")
+    yield lock.planned(together=not first)
+    for sent in statements:
+        yield sent.planned(together=True)
 
 
 def unbind(session: PostgresSession, oid: int, table: str) -> bool:

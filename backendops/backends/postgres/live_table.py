@@ -86,8 +86,6 @@ class Leaf:
     has_bound: bool
     key_is_unique: bool
     comment: str | None
-    storage: str | None = None
-    """Its storage parameters as SQL, where it has any."""
 
     @property
     def sql_name(self) -> str:
@@ -118,6 +116,8 @@ class LiveState:
     owner: str
     pending: tuple[Leaf, ...] = ()
     """Those that somebody began to detach concurrently: the table shows them no more."""
+    storage: str | None = None
+    """The storage parameters of the leaf that new ones are made like."""
     unmarked: Marker | None = None
     """What the comment would say, had nobody replaced it: of a table that has our shape, and no comment of ours."""
 
@@ -157,7 +157,16 @@ def read_live(connection: Connection, live: LiveTable) -> LiveState:
         state = "bounded" if row.bound else "plain"
     known = marker if state in ("partitioned", "undoing") else None
     unmarked = _shape(live, row.kind, row.partition_key, leaves) if state == "foreign" else None
-    return LiveState(state, known, leaves, row.bound, bool(row.bound_validated), row.owner, pending, unmarked)
+    storage = read_storage(connection, leaves[-1].oid) if leaves else None
+    return LiveState(state, known, leaves, row.bound, bool(row.bound_validated), row.owner, pending, storage, unmarked)
+
+
+def read_storage(connection: Connection, oid: int) -> str | None:
+    """A table's storage parameters as SQL; None where it has none."""
+    found: str | None = connection.execute(
+        load("postgres", "live_partition", "read_storage"), {"oid": oid}
+    ).scalar_one()
+    return found
 
 
 def _shape(live: LiveTable, kind: str, partition_key: str | None, leaves: tuple[Leaf, ...]) -> Marker | None:
@@ -194,7 +203,7 @@ def _leaves(connection: Connection, live: LiveTable) -> list[Leaf]:
         found.append(
             Leaf(
                 row.oid, row.schema, row.name, kind, row.bounds or "", lower, upper, row.rows, row.bytes,
-                bool(row.detach_pending), row.has_bound, row.key_is_unique, row.comment, row.storage,
+                bool(row.detach_pending), row.has_bound, row.key_is_unique, row.comment,
             )
         )  # fmt: skip
     return sorted(found, key=lambda leaf: (leaf.lower is not None, leaf.lower or 0, leaf.name))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.live_bounds import take_bounds_away
 from backendops.backends.postgres.survey import PREVIEW_BUDGET, RUN_BUDGET, Target, count_due, oldest_ages, survey
 from backendops.backends.postgres.tables import LiveTable
 from backendops.backends.postgres.walk import Deed, Walk, walked_column
@@ -20,6 +21,7 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
     targets, findings = survey(session, retention)
     for target in targets:
         target.live.require_delete()
+    findings += take_bounds_away(session)
     deeds = [(target, deed_for(target)) for target in targets]
     counts = [count_due(session, target, RUN_BUDGET) for target in targets]
     findings += tuple(finding for count in counts for finding in count.findings)

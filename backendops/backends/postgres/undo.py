@@ -21,11 +21,11 @@ from backendops.backends.postgres.convert_checks import (
 )
 from backendops.backends.postgres.errors import CHECK_VIOLATION, DEPENDENT_OBJECTS, STATEMENT_TIMEOUT, code_of
 from backendops.backends.postgres.free_names import FreeNames
-from backendops.backends.postgres.live_lock import held, unbind, with_moment
+from backendops.backends.postgres.live_lock import held, planned_moment, unbind, with_moment
 from backendops.backends.postgres.live_retire import not_marked, pending
 from backendops.backends.postgres.live_table import Leaf, LiveState, read_live
 from backendops.backends.postgres.periods import fit
-from backendops.backends.postgres.sent import EXCLUSIVE, Sent
+from backendops.backends.postgres.sent import Sent
 from backendops.backends.postgres.tables import LiveTable, find_tables, quoted
 from backendops.backends.postgres.undo_rows import Mover, planned_emptying, rows_left, twins_unseen
 from backendops.backends.sql_files import literal, load
@@ -101,11 +101,13 @@ class UndoOnPostgres(PostgresSession):
                 return Conversion(f"would make {live.sql_name} a plain table again", (), reasons)
             if state.state in ("plain", "foreign"):
                 return Conversion(f"{live.sql_name} was not partitioned by backendops: nothing to undo")
+            statements: tuple[PlannedStatement, ...]
             if state.state == "bounded":
-                drop = Sent("live_partition", "drop_bound", {"leaf": live.slot}, hold="about 2 ms")
-                return Conversion("would take the CHECK of an unfinished conversion away", (drop.planned(),))
+                drop = Sent("live_partition", "drop_bound", {"leaf": live.slot})
+                statements = tuple(planned_moment(live.slot, [live.slot], [drop], "about 2 ms"))
+                return Conversion("would take the CHECK of an unfinished conversion away", statements)
             others = state.leaves
-            statements: tuple[PlannedStatement, ...] = ()
+            statements = ()
             if state.state == "partitioned":
                 undoing = self._undoing(connection, live, state)
                 others, statements = undoing.others, tuple(_planned(undoing))
@@ -271,9 +273,6 @@ def _unready(live: LiveTable, state: LiveState) -> Iterator[Finding]:
 
 
 def _planned(undoing: Undoing) -> Iterator[PlannedStatement]:
-    lock = Sent("live_partition", "lock_live", {"live": undoing.live.slot})
-    leaves = len(undoing.state.leaves)
-    hold = f"about {10 + 2 * leaves} ms until the commit: no row is read; waited for 2 s at most"
-    yield PlannedStatement(lock.planned().sql, EXCLUSIVE, hold)
-    for sent in undoing.swap():
-        yield sent.planned(together=True)
+    leaves = undoing.state.leaves
+    hold = f"about {10 + 2 * len(leaves)} ms, waited for 2 s at most,"
+    return planned_moment(undoing.live.slot, [leaf.slot for leaf in leaves], undoing.swap(), hold)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from backendops.backends.postgres.connection import PostgresSession
 from backendops.backends.postgres.errors import DEADLOCK, LOCK_NOT_AVAILABLE, STATEMENT_TIMEOUT, code_of
+from backendops.backends.postgres.live_lock import planned_moment
 from backendops.backends.postgres.live_table import Leaf
 from backendops.backends.postgres.sent import ROW_EXCLUSIVE, SHARE_UPDATE, Sent
 from backendops.backends.postgres.tables import LiveTable, list_columns, quoted
@@ -36,17 +37,14 @@ def planned_emptying(live: LiveTable, leaf: Leaf) -> Iterator[PlannedStatement]:
     """The statements that bring one leaf's rows back and drop it, for people."""
     columns = literal(", ".join(quoted(column.name) for column in live.columns))
     slots = {"live": live.slot, "leaf": leaf.slot, "columns": columns}
-    lock = Sent("live_partition", "lock_live", slots, hold="about 5 ms until the commit: no row is read")
     batch = f"of the rows of a batch; again and again until none of about {leaf.rows:,} is left"
     yield Sent("convert", "keep_columns", slots, lock=ROW_EXCLUSIVE, hold=batch).planned()
     yield Sent("convert", "move_back", slots, lock=ROW_EXCLUSIVE).planned(together=True)
-    yield lock.planned()
-    yield Sent("live_partition", "drop_bound", slots).planned(together=True)
-    yield Sent("convert", "close_leaf", slots).planned(together=True)
+    closing = Sent("live_partition", "drop_bound", slots), Sent("convert", "close_leaf", slots)
+    yield from planned_moment(live.slot, [leaf.slot], closing, "about 5 ms")
     yield Sent("live_partition", "validate_bound", slots, lock=SHARE_UPDATE, hold="none; reads what is dead").planned()
-    yield lock.planned()
-    yield Sent("convert", "disinherit", slots).planned(together=True)
-    yield Sent("convert", "drop_leaf", slots).planned(together=True)
+    dropping = Sent("convert", "disinherit", slots), Sent("convert", "drop_leaf", slots)
+    yield from planned_moment(live.slot, [leaf.slot], dropping, "about 5 ms")
 
 
 class Mover:

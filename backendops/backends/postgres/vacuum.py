@@ -13,6 +13,7 @@ from backendops.backends.postgres.bloat import UNKNOWN, Meter
 from backendops.backends.postgres.freeze import is_past, list_retired
 from backendops.backends.postgres.holdback import held_back, list_holders, next_transaction, not_frozen
 from backendops.backends.postgres.indexes import IndexesOnPostgres
+from backendops.backends.postgres.live_bounds import take_bounds_away
 from backendops.backends.postgres.tables import find_tables
 from backendops.backends.postgres.vacuum_due import FIRST, LAST, Due, decide, wants_vacuum
 from backendops.backends.postgres.vacuum_session import Ended, WindowClosed
@@ -49,11 +50,13 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
         survey = self._survey_tables(plan, Memory(self.watermarks))
         indexes = self.index_state(survey.found.tables, survey.tables, plan.indexes)
         rewrite = list(survey.rewrite(plan)) if plan.full else []
+        vacuumed = {one.table.oid for one in survey.due if one.statement != "analyze"}
         said = [f"{one.statement} {one.table.sql_name} ({one.why})" for one in survey.due]
         said += [
-            f"rewrite {one.sql_name} (VACUUM FULL: {survey.bloat[one.oid]}; "
+            f"rewrite {one.sql_name} (VACUUM FULL{still}: {survey.bloat[one.oid]}; "
             f"needs up to {format_bytes(one.bytes)} more on the server's disk while it runs)"
             for one in rewrite
+            for still in (", if it is still worth it after its vacuum" if one.oid in vacuumed else "",)
         ]
         said += indexes.said
         with self.transaction(read_only=True) as connection:
@@ -80,6 +83,7 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
     def vacuum(self, plan: VacuumPlan, pace: Pace) -> Steps:  # noqa: ARG002 - one VACUUM cannot be split
         deadline = monotonic() + self._limits.budget.total_seconds()
         memory = Memory(self.watermarks)
+        bounds = take_bounds_away(self)
         survey = self._survey_tables(plan, memory)
         idle, refused = True, [one.table for one in survey.due if not one.table.may_vacuum]
         try:
@@ -101,7 +105,7 @@ class VacuumOnPostgres(IndexesOnPostgres, CanVacuum):
         yield Step(
             what="no table needs a vacuum" if idle and not denied else "",
             readings=(*readings(self.table_names(), survey), *indexes.readings),
-            findings=(*survey.findings, *bloated(survey, plan), *indexes.work.findings, *denied),
+            findings=(*bounds, *survey.findings, *bloated(survey, plan), *indexes.work.findings, *denied),
         )
         if denied:
             raise BackendRefused(denied[-1].sentence, denied[-1].fix)

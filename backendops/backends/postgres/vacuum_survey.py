@@ -9,7 +9,7 @@ from backendops.backends.postgres.bloat import UNKNOWN, Bloat
 from backendops.backends.postgres.freeze import Frozen
 from backendops.backends.postgres.holdback import not_permitted
 from backendops.backends.postgres.table_memory import TableMemory
-from backendops.backends.postgres.tables import FoundTables
+from backendops.backends.postgres.tables import FoundTables, quoted
 from backendops.backends.postgres.vacuum_due import Due
 from backendops.backends.postgres.vacuum_work import Table, as_owner
 from backendops.contracts import metrics
@@ -77,7 +77,7 @@ def left_to_others(tables: Sequence[Table]) -> Iterator[Finding]:
     if tables:
         owners = sorted({one.owner for one in tables})
         granted = {
-            as_owner(one.sql_name, one.owner, one.owner_is_super, "backendops' role")
+            as_owner(one.sql_name, one.owner, one.owner_is_super, quoted(one.role))
             for one in tables
             if one.oid == one.root
         }

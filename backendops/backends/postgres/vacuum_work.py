@@ -48,6 +48,8 @@ class Table:
     bounds: str | None
     owner: str
     owner_is_super: bool
+    role: str
+    """Who we are, for the GRANT that is missing."""
     may_vacuum: bool
     busy_pid: int | None
     is_locked: bool

@@ -17,13 +17,6 @@ SELECT
     pg_catalog.pg_relation_size(c.oid) AS heap_bytes,
     greatest(c.reltuples, 0)::bigint AS rows,
     obj_description(c.oid, 'pg_class') AS comment,
-    (SELECT string_agg(format('%s = %L', o.name, o.value), ', ') FROM (
-        SELECT option_name AS name, option_value AS value FROM pg_options_to_table(c.reloptions)
-        UNION ALL
-        SELECT 'toast.' || t.option_name, t.option_value
-        FROM pg_catalog.pg_class AS toast CROSS JOIN LATERAL pg_options_to_table(toast.reloptions) AS t
-        WHERE toast.oid = c.reltoastrelid
-    ) AS o) AS storage,
     (SELECT t.spcname FROM pg_catalog.pg_tablespace AS t WHERE t.oid = c.reltablespace) AS tablespace,
     (SELECT pg_catalog.format_type(a.atttypid, a.atttypmod) FROM pg_catalog.pg_attribute AS a
      WHERE a.attrelid = c.oid AND a.attname = 'id') AS id_type,

@@ -25,13 +25,6 @@ SELECT
     greatest(c.reltuples, 0)::bigint AS rows,
     pg_catalog.pg_total_relation_size(c.oid) AS bytes,
     obj_description(c.oid, 'pg_class') AS comment,
-    (SELECT string_agg(format('%s = %L', o.name, o.value), ', ') FROM (
-        SELECT option_name AS name, option_value AS value FROM pg_options_to_table(c.reloptions)
-        UNION ALL
-        SELECT 'toast.' || t.option_name, t.option_value
-        FROM pg_catalog.pg_class AS toast CROSS JOIN LATERAL pg_options_to_table(toast.reloptions) AS t
-        WHERE toast.oid = c.reltoastrelid
-    ) AS o) AS storage,
     EXISTS (
         SELECT FROM pg_catalog.pg_constraint AS con
         WHERE con.conrelid = c.oid AND con.conname = 'backendops_bound'
@@ -48,6 +41,21 @@ JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid
 JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
 WHERE i.inhparent = CAST(:oid AS oid)
 ORDER BY c.oid;
+
+-- name: read_storage
+-- A table's storage parameters and its TOAST's as SQL, where it has any: LIKE leaves them out.
+SELECT string_agg(format('%s%s = %L', o.place, o.option_name, o.option_value), ', ')
+FROM (
+    SELECT '' AS place, mine.*
+    FROM pg_catalog.pg_class AS c CROSS JOIN LATERAL pg_options_to_table(c.reloptions) AS mine
+    WHERE c.oid = CAST(:oid AS oid)
+    UNION ALL
+    SELECT 'toast.', its.*
+    FROM pg_catalog.pg_class AS c
+    JOIN pg_catalog.pg_class AS toast ON toast.oid = c.reltoastrelid
+    CROSS JOIN LATERAL pg_options_to_table(toast.reloptions) AS its
+    WHERE c.oid = CAST(:oid AS oid)
+) AS o;
 
 -- name: read_sequence
 -- Celery's own sequence, whose numbers run ahead of the rows: beside the table, or on the search path.
@@ -109,7 +117,7 @@ ALTER TABLE /* leaf */ celery_taskmeta_tail RENAME TO /* name */ celery_taskmeta
 CREATE TABLE /* leaf */ celery_taskmeta_i1000000 (LIKE /* model */ celery_taskmeta_first INCLUDING ALL EXCLUDING COMMENTS);
 
 -- name: set_storage
--- How autovacuum treats the table, and how full its pages are: LIKE leaves that out.
+-- How autovacuum treats the table, and how full its pages are.
 ALTER TABLE /* leaf */ celery_taskmeta_i1000000 SET /* storage */ (autovacuum_vacuum_scale_factor = '0.01');
 
 -- name: own_leaf
@@ -171,6 +179,26 @@ SELECT EXISTS (
     SELECT FROM pg_catalog.pg_constraint AS con
     WHERE con.conrelid = CAST(:oid AS oid) AND con.conname = 'backendops_bound'
 );
+
+-- name: list_bounded
+-- Every live table and partition on which a run that was killed left it.
+SELECT
+    c.oid,
+    n.nspname AS schema,
+    c.relname AS name,
+    pg_catalog.pg_get_userbyid(c.relowner) AS owner,
+    pg_has_role(c.relowner, 'USAGE') AS is_owner,
+    pg_catalog.pg_get_constraintdef(con.oid) AS bound
+FROM pg_catalog.pg_constraint AS con
+JOIN pg_catalog.pg_class AS c ON c.oid = con.conrelid
+JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+WHERE con.conname = 'backendops_bound' AND EXISTS (
+    SELECT
+    WHERE c.oid = ANY (CAST(:oids AS oid[]))
+    UNION ALL
+    SELECT FROM pg_catalog.pg_inherits AS i WHERE i.inhrelid = c.oid AND i.inhparent = ANY (CAST(:oids AS oid[]))
+)
+ORDER BY n.nspname, c.relname;
 
 -- name: validate_bound
 -- Reads the whole table while everybody goes on reading and writing.

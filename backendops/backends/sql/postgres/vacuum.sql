@@ -67,6 +67,7 @@ SELECT
     CASE WHEN NOT v.locked THEN pg_catalog.pg_get_expr(c.relpartbound, c.oid) END AS bounds,
     pg_catalog.pg_get_userbyid(c.relowner) AS owner,
     coalesce((SELECT w.rolsuper FROM pg_catalog.pg_roles AS w WHERE w.oid = c.relowner), FALSE) AS owner_is_super,
+    current_user AS role,
     -- A database's owner may vacuum every table in it; from 17 on MAINTAIN can be granted.
     pg_has_role(c.relowner, 'USAGE')
     OR (SELECT pg_has_role(d.datdba, 'USAGE') FROM pg_catalog.pg_database AS d WHERE d.datname = current_database())
