@@ -139,7 +139,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """Results that are meant, in a retired partition: in no archive any more, and not dropped yet."""
+    """Results that are meant, in a table that was a partition: in no archive now, and not dropped."""
 
     name: str
     """The table, as `partitions reattach` takes it."""
@@ -150,6 +150,8 @@ class Quarantined:
     drop_after: datetime | None = None
     detaching: bool = False
     """Is its detach still to be finished, so that it cannot be taken back yet?"""
+    returning: bool = False
+    """Are its rows on their way back into the archive, by runs of the partition job?"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,15 @@ class Restore(Job):
             until = f", which is dropped after {one.drop_after:%Y-%m-%d %H:%M} UTC" if one.drop_after else ""
             first = "run the partition job, which finishes its detach; then " if one.detaching else ""
             where = f" --backend {elsewhere}" if elsewhere else ""
+            if one.returning:
+                yield Finding(
+                    Severity.WARNING,
+                    "restore.not-yet-moved-back",
+                    f"{many} results that are meant were left, as they are in {one.name}, whose rows are on their way "
+                    "back into the archive",
+                    "run the partition job, which moves them, then restore again",
+                )
+                continue
             yield Finding(
                 Severity.WARNING,
                 "restore.in-quarantine",

@@ -332,6 +332,18 @@ def test_types_that_do_not_fit_are_refused_with_the_fix(postgres: TableStore) ->
         assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) == 10
 
 
+def test_an_archive_column_of_another_type_is_refused_with_a_statement_that_runs(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20)
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)), 1)
+    postgres.execute(f"ALTER TABLE {ARCHIVE} ALTER COLUMN retries TYPE text")
+    with postgres.opened() as backend, pytest.raises(BackendRefused) as refusal:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)))
+    postgres.execute(refusal.value.hint)
+    with postgres.opened() as backend:
+        assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) == 10
+
+
 SWALLOW = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
 
 
