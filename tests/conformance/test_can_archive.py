@@ -369,6 +369,18 @@ def test_an_archive_that_could_jam_is_refused(postgres: TableStore, spoil: str, 
     assert len(postgres.ids()) == 20
 
 
+def test_a_unique_index_over_all_partitions_is_named_as_it_can_be_dropped(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20)
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)), stop_after=2)
+    postgres.execute(f"CREATE UNIQUE INDEX one_of_a_kind ON {ARCHIVE} (task_id, done_at)")
+    with postgres.opened() as backend, pytest.raises(BackendRefused) as refusal:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)))
+    postgres.execute(refusal.value.hint.partition(";")[0])
+    with postgres.opened() as backend:
+        assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) > 0
+
+
 def test_the_end_of_the_session_in_mid_run_loses_nothing(postgres: TableStore) -> None:
     fill_celery_table(postgres.url, 400)
     every, before = postgres.ids(), postgres.checksum(LIVE)
