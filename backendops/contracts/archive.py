@@ -72,6 +72,11 @@ class CanHandOver(ABC):
         """
         return False
 
+    @property
+    def origin(self) -> str:
+        """What tells the database that its results are in from every other; empty where that cannot be known."""
+        return ""
+
     def begin_hand_over(self, where: str) -> None:  # noqa: B027 - most need not know
         """Told first, with the `identity` of the archive: who only copies may remember what is there already."""
 
@@ -135,6 +140,10 @@ class Copy:
     place: Any
     restoring: bool = False
     """Was it being put back, not brought in, when a run ended in the middle?"""
+    origin: str = ""
+    """The `origin` of its source when it was written; empty where that is not known."""
+    way_on: str = ""
+    """What makes an unfinished one the archive's, by hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +191,8 @@ class ArchiveStore(ABC):
         """How many rows are worth one write: files should not be many and small."""
 
     @abstractmethod
-    def open(self, source: str, limits: Limits) -> AbstractContextManager[Self]:
-        """Open it for one run for the source of that name, and keep other runs out.
+    def open(self, source: str, limits: Limits, *, origin: str = "") -> AbstractContextManager[Self]:
+        """Open it for one run for the source of that name (with that `origin`), and keep other runs out.
 
         Raises BackendUnreachable or BackendRefused where it cannot be used, BackendLocked where another run has it.
         """

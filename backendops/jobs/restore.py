@@ -11,6 +11,7 @@ from pydantic import PrivateAttr
 
 from backendops.contracts.archive import (
     ArchiveStore,
+    CanHandOver,
     CanRestore,
     CanTakeBack,
     Copy,
@@ -110,7 +111,8 @@ class Restore(Job):
             raise BackendRefused(
                 f"{type(backend).__name__} cannot take results back", "restore them to a backend that keeps tables"
             )
-        with self._archive.store.open(self._archive.source, self._archive.limits) as store:
+        origin = backend.origin if isinstance(backend, CanHandOver) else ""
+        with self._archive.store.open(self._archive.source, self._archive.limits, origin=origin) as store:
             yield from finish(backend, store, pace)
             yield from self._told(self._from_store(backend, store, pace), store.label)
             self._quarantined.extend(store.find_quarantined(self._selection))

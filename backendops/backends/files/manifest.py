@@ -63,11 +63,18 @@ class Part:
     """Rows that are not in the archive: they had changed in the live table, or went back there."""
     leaving: Lines = ()
     """Rows that a restore was putting back; the next run finds out where they are."""
+    origin: str = ""
+    """The database that its rows came from, or were going back to, where that is known."""
 
     @property
     def archived(self) -> int:
         """How many of its rows are in the archive."""
         return self.rows - sum(last - first + 1 for first, last in self.without)
+
+    def settled_by_hand(self, directory: Path) -> str:
+        """What a person writes where no run can find out where its rows are, and they are to be the archive's."""
+        key, value = ("leaving", "[]") if self.leaving else ("state", '"kept"')
+        return f'in {directory / NAME} write "{key}": {value} for {self.name}'
 
 
 @dataclass(frozen=True, slots=True)
