@@ -131,8 +131,10 @@ def load(directory: Path) -> Manifest | None:
     with disk_errors(path):
         content = path.read_bytes()
     try:
-        manifest = _from_document(json.loads(content))
-        _check(manifest)
+        document = json.loads(content)
+        said = document["rows"]
+        manifest = _from_document(document)
+        _check(manifest, said)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BackendRefused(
             f"{path} is not a manifest of backendops ({type(error).__name__}: {error})", _FROM_BACKUP
@@ -145,7 +147,7 @@ def load(directory: Path) -> Manifest | None:
     return manifest
 
 
-def _check(manifest: Manifest) -> None:
+def _check(manifest: Manifest, rows: object) -> None:
     """Raise ValueError or TypeError for what no run of ours writes: by it rows would be forgotten, files deleted."""
     if manifest.holds not in KEYS:
         raise ValueError(f"it holds {manifest.holds!r}")
@@ -166,6 +168,8 @@ def _check(manifest: Manifest) -> None:
                 before >= after for before, after in zip(ends[::2], ends[1::2], strict=True)
             ):
                 raise ValueError(f"of {part.name} it speaks of rows that it does not have, or twice of the same")
+    if rows != manifest.rows:
+        raise ValueError(f"its files have {manifest.rows:,} archived rows, and it says {rows!r}")
 
 
 def _from_document(document: dict[str, Any]) -> Manifest:
