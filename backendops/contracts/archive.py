@@ -72,6 +72,11 @@ class CanHandOver(ABC):
         """
         return False
 
+    @property
+    def origin(self) -> str:
+        """What tells the database that its results are in from every other; empty where that cannot be known."""
+        return ""
+
     def begin_hand_over(self, where: str) -> None:  # noqa: B027 - most need not know
         """Told first, with the `identity` of the archive: who only copies may remember what is there already."""
 
@@ -135,11 +140,15 @@ class Copy:
     place: Any
     restoring: bool = False
     """Was it being put back, not brought in, when a run ended in the middle?"""
+    origin: str = ""
+    """The `origin` of its source when it was written; empty where that is not known."""
+    way_on: str = ""
+    """What makes an unfinished one the archive's, by hand."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """Results that are meant, in a retired partition: in no archive any more, and not dropped yet."""
+    """Results that are meant, in a table that was a partition: in no archive now, and not dropped."""
 
     name: str
     """The table, as `partitions reattach` takes it."""
@@ -150,6 +159,8 @@ class Quarantined:
     drop_after: datetime | None = None
     detaching: bool = False
     """Is its detach still to be finished, so that it cannot be taken back yet?"""
+    returning: bool = False
+    """Are its rows on their way back into the archive, by runs of the partition job?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +191,8 @@ class ArchiveStore(ABC):
         """How many rows are worth one write: files should not be many and small."""
 
     @abstractmethod
-    def open(self, source: str, limits: Limits) -> AbstractContextManager[Self]:
-        """Open it for one run for the source of that name, and keep other runs out.
+    def open(self, source: str, limits: Limits, *, origin: str = "") -> AbstractContextManager[Self]:
+        """Open it for one run for the source of that name (with that `origin`), and keep other runs out.
 
         Raises BackendUnreachable or BackendRefused where it cannot be used, BackendLocked where another run has it.
         """

@@ -6,12 +6,15 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Self
+from datetime import datetime, timedelta
+from typing import Final, Self
 
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Watermarks
 from backendops.contracts.units import Duration, Keep
+
+# An archive that runs daily is up to a day behind, and a day's results are what every run removes.
+BEHIND_AS_USUAL: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,10 @@ class ComesBehind(ABC):
     def knowing(self, completed: Mapping[str, datetime]) -> Self:
         """The same job, told when the last completed run of each of those jobs began; left out: there was none."""
 
+    @abstractmethod
+    def held_back(self, now: datetime) -> Collection[str]:
+        """Those of its `keeps` that do not decide yet, as what it waits for is far behind."""
+
 
 def reached(due: datetime | None, behind: Collection[Behind], completed: Mapping[str, datetime]) -> datetime | None:
     """The cutoff, or the earlier one up to which all of these have taken what is theirs; None: nothing is due."""
@@ -45,6 +52,11 @@ def reached(due: datetime | None, behind: Collection[Behind], completed: Mapping
             return None
         due = min(due, began - one.older_than)
     return due
+
+
+def is_far_behind(due: datetime | None, taken: datetime | None) -> bool:
+    """Is what may go, as it was taken, far from what is past keeping?"""
+    return due is not None and (taken is None or due - taken > BEHIND_AS_USUAL)
 
 
 def unarchived(code: str, what: str, behind: Collection[Behind], completed: Mapping[str, datetime]) -> Finding:

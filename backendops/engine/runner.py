@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -184,7 +184,10 @@ class _Running:
                     "another run that changes this backend has its lock",
                     "try again when it has ended: `backendops status` shows it",
                 )
-            KeepsBefore(watermarks, self._pair.job_name).remember(job)
+            held_back: Collection[str] = ()
+            if isinstance(job, ComesBehind) and not self._accept_volume:
+                held_back = job.held_back(self._started_at)
+            KeepsBefore(watermarks, self._pair.job_name).remember(job, held_back)
         run = self._begin()
         course = Completed(watermarks) if job.takes_first else None
         if course is not None:

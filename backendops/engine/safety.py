@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -74,10 +74,14 @@ class KeepsBefore:
         self._watermarks = watermarks
         self._job_name = job_name
 
-    def remember(self, job: Job) -> None:
-        """From now on, so long is as usual."""
+    def remember(self, job: Job, held_back: Collection[str] = ()) -> None:
+        """From now on, so long is as usual; but for those of `held_back` that got shorter and have done nothing yet."""
         if job.keeps():
-            keeps = {key: [str(keep), _seconds(keep)] for key, keep in job.keeps().items()}
+            before = self._recall()
+            keeps = {key: (str(keep), _seconds(keep)) for key, keep in job.keeps().items()}
+            for key in held_back:
+                if key in before and keeps[key][1] < before[key][1]:
+                    keeps[key] = before[key]
             self._watermarks.remember(self._key, json.dumps(keeps))
 
     def shortened(self, job: Job) -> str | None:

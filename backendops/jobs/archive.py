@@ -123,7 +123,7 @@ class Archive(Job):
             if self.stuck_after is not None and isinstance(backend, CanMoveStuck):
                 yield from backend.move_stuck(self.stuck_after, self.plan, pace)
             return
-        with self._store.open(self._source, self.limits) as store:
+        with self._store.open(self._source, self.limits, origin=backend.origin) as store:
             yield from move(backend, store, due, pace)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, ClassVar, Self
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import CanExpire
 from backendops.contracts.job import Job
-from backendops.contracts.order import Behind, ComesBehind, reached, unarchived
+from backendops.contracts.order import Behind, ComesBehind, is_far_behind, reached, unarchived
 from backendops.contracts.readings import Finding
 from backendops.contracts.retention import GROUP_MARGIN, KeyRules, Retention, Rule
 from backendops.contracts.run import Pace, Preview, Step, Steps
@@ -102,9 +102,21 @@ class Expire(Job, ComesBehind):
         job._completed = completed
         return job
 
+    def held_back(self, now: datetime) -> Collection[str]:
+        dues = ((name, keys, cutoff(now, keep)) for name, keys, keep in self._times())
+        return {name for name, keys, due in dues if is_far_behind(due, self._taken(due, *keys))}
+
     def keeps(self) -> Mapping[str, Keep]:
-        by_state = {f"keep_by_state.{state}": keep for state, keep in self.keep_by_state.items()}
-        return {"keep": self.keep, **by_state, **keeps_of(self.rules)}
+        return {name: keep for name, _, keep in self._times()}
+
+    def _times(self) -> Iterator[tuple[str, tuple[str | int, ...], Keep]]:
+        """Each time in the words of the policy, by its keys."""
+        yield "keep", ("keep",), self.keep
+        for state, keep in self.keep_by_state.items():
+            yield f"keep_by_state.{state}", ("keep_by_state", state), keep
+        for at, rule in enumerate(self.rules):
+            for name, keep in keeps_of([rule]).items():
+                yield name, ("rules", at), keep
 
     def retention(self, now: datetime) -> Retention:
         """The cutoffs of a run that starts at `now`."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 from backendops.contracts import metrics
 from backendops.contracts.archive import ArchiveStore, Batch, CanHandOver, CanTakeBack, Copy, Row, fingerprint
 from backendops.contracts.errors import BackendBusy, BackendRefused
+from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.retention import Retention
 from backendops.contracts.run import Pace, Step, Steps
 
@@ -57,6 +58,9 @@ def move(source: CanHandOver, store: ArchiveStore, due: Retention, pace: Pace) -
 def finish(source: Any, store: ArchiveStore, pace: Pace) -> Steps:
     """Finish what an earlier run was writing, or putting back, when it ended."""
     for copy in store.unfinished():
+        if _is_of_another_database(source, copy):
+            yield Step(findings=(_of_another_database(copy, store.label),))
+            continue
         if not copy.restoring:
             for step, _ in _settled(source, store, copy, pace):
                 yield Step(rows=step.rows, what="finished what an earlier run had begun" if step.rows else "")
@@ -69,6 +73,27 @@ def finish(source: Any, store: ArchiveStore, pace: Pace) -> Steps:
         there = {} if stays_archived(source) else source.look_up(copy.batch)
         store.settle(copy, [at for at in range(len(copy.batch.rows)) if not there.get(at)])
         yield Step(what="finished a restore that an earlier run had begun")
+
+
+def _is_of_another_database(source: Any, copy: Copy) -> bool:
+    """Were the results live in another database than this one is, or is a copy of?
+
+    That these are not live here says nothing then: there they may be, and would be archived twice.
+    """
+    if not (isinstance(source, CanHandOver) and isinstance(source, CanTakeBack) and copy.batch.rows):
+        return False
+    return "" not in {copy.origin, source.origin} and copy.origin != source.origin and not source.look_up(copy.batch)
+
+
+def _of_another_database(copy: Copy, where: str) -> Finding:
+    doing = "putting back" if copy.restoring else "archiving"
+    return Finding(
+        Severity.WARNING,
+        "archive.of-another-database",
+        f"{len(copy.batch.rows):,} results in {where} are of another database than the one that this backend's `url` "
+        f"leads to now: a run was {doing} them when it ended, and they may still be live there",
+        f"run the job once with the `url` of then, which finishes them; or, where that database is gone: {copy.way_on}",
+    )
 
 
 def stays_archived(source: Any) -> bool:

@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr, StringConstraints
 from backendops.contracts import metrics
 from backendops.contracts.capabilities import ArchivePlan, CanPartition, Every, KeptFor, PartitionPlan
 from backendops.contracts.job import Job
-from backendops.contracts.order import Behind, ComesBehind, reached, unarchived
+from backendops.contracts.order import Behind, ComesBehind, is_far_behind, reached, unarchived
 from backendops.contracts.readings import Finding
 from backendops.contracts.run import Pace, Preview, Step, Steps
 from backendops.contracts.units import FOREVER, Duration, Forever, Keep
@@ -85,6 +85,9 @@ class Partition(Job, ComesBehind):
         job = self.model_copy()
         job._completed = completed
         return job
+
+    def held_back(self, now: datetime) -> Collection[str]:
+        return {"keep_live"} if is_far_behind(self._live_cutoff(now), self.plan(now).live_cutoff) else set()
 
     def keeps(self) -> Mapping[str, Keep]:
         # Both, always: a key that came or went would be compared with the other one, which is about other tables.

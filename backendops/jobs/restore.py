@@ -11,6 +11,7 @@ from pydantic import PrivateAttr
 
 from backendops.contracts.archive import (
     ArchiveStore,
+    CanHandOver,
     CanRestore,
     CanTakeBack,
     Copy,
@@ -110,7 +111,8 @@ class Restore(Job):
             raise BackendRefused(
                 f"{type(backend).__name__} cannot take results back", "restore them to a backend that keeps tables"
             )
-        with self._archive.store.open(self._archive.source, self._archive.limits) as store:
+        origin = backend.origin if isinstance(backend, CanHandOver) else ""
+        with self._archive.store.open(self._archive.source, self._archive.limits, origin=origin) as store:
             yield from finish(backend, store, pace)
             yield from self._told(self._from_store(backend, store, pace), store.label)
             self._quarantined.extend(store.find_quarantined(self._selection))
@@ -123,6 +125,15 @@ class Restore(Job):
             until = f", which is dropped after {one.drop_after:%Y-%m-%d %H:%M} UTC" if one.drop_after else ""
             first = "run the partition job, which finishes its detach; then " if one.detaching else ""
             where = f" --backend {elsewhere}" if elsewhere else ""
+            if one.returning:
+                yield Finding(
+                    Severity.WARNING,
+                    "restore.not-yet-moved-back",
+                    f"{many} results that are meant were left, as they are in {one.name}, whose rows are on their way "
+                    "back into the archive",
+                    "run the partition job, which moves them, then restore again",
+                )
+                continue
             yield Finding(
                 Severity.WARNING,
                 "restore.in-quarantine",

@@ -53,9 +53,9 @@ class Destination(ABC):
         """What a policy says under `to:`."""
 
     @contextmanager
-    def opened(self) -> Iterator[ArchiveStore]:
+    def opened(self, origin: str = "") -> Iterator[ArchiveStore]:
         """The archive, opened for a run."""
-        with self.store.open(SOURCE, Limits()) as store:
+        with self.store.open(SOURCE, Limits(), origin=origin) as store:
             yield store
 
     def ids(self, table: str = "celery_taskmeta") -> list[int]:

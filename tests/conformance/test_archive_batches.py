@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from backendops.contracts.capabilities import ArchivePlan
 from backendops.contracts.retention import Retention
 from tests.celery_rows import fill_celery_table
+from tests.conformance.postgres_store import in_transaction, until
 from tests.conformance.stores import ARCHIVE, LIVE, FixedPace, TableStore, drive
 
 PLAN = ArchivePlan()
@@ -90,6 +91,20 @@ def test_a_row_that_comes_while_its_batch_is_copied_stays_or_is_moved(
     monkeypatch.undo()
     everywhere = postgres.ids() + postgres.ids(ARCHIVE)
     assert len(everywhere) == len(set(everywhere)) == before + 1
+
+
+def test_rows_that_others_hold_do_not_fill_the_archive_with_dead_ones(postgres: TableStore) -> None:
+    """A batch that meets a lock is rolled back after it was copied: not every one, where one after another would."""
+    fill_celery_table(postgres.url, 400)
+    held = f"SELECT FROM {LIVE} WHERE mod(id, 10) = 0 AND id <= 200 FOR UPDATE"
+    with in_transaction(postgres.url, held), postgres.opened() as backend:
+        steps = drive(backend.archive(due(), PLAN, FixedPace(20)))
+    assert sum(step.rows for step in steps) == 180
+    assert "20 due results are left, locked by other sessions" in steps[-1].what
+    assert len({step.what for step in steps}) < 6
+    put_in = f"SELECT sum(n_tup_ins) FROM pg_stat_user_tables WHERE relname LIKE '{ARCHIVE}%'"
+    until(lambda: (postgres.execute(put_in)[0][0] or 0) >= 180, "the ended session has told what it did")
+    assert postgres.execute(put_in)[0][0] <= 180 + 20
 
 
 def test_rows_that_a_trigger_keeps_are_in_one_place(postgres: TableStore) -> None:

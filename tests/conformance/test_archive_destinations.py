@@ -19,7 +19,7 @@ from backendops.contracts.archive import Batch, CanHandOver, Selection
 from backendops.contracts.capabilities import ArchivePlan
 from backendops.contracts.errors import BackendError, BackendLocked, BackendRefused
 from backendops.contracts.retention import Retention
-from backendops.contracts.run import Limits
+from backendops.contracts.run import Limits, Step
 from backendops.engine.pacing import TimedPace
 from backendops.jobs.archive import Archive
 from backendops.jobs.moving import move
@@ -57,9 +57,14 @@ def older_than(age: timedelta = timedelta(days=7)) -> Retention:
 
 def run(source: TableStore, destination: Destination, stop_after: int | None = None, size: int = 60) -> int:
     """One run, or its first steps; the rows it moved."""
-    with source.opened() as backend, destination.opened() as archive:
-        steps = drive(move(backend, archive, older_than(), FixedPace(size)), stop_after)
-    return sum(step.rows for step in steps)
+    return sum(step.rows for step in run_steps(source, destination, stop_after, size))
+
+
+def run_steps(
+    source: TableStore, destination: Destination, stop_after: int | None = None, size: int = 60
+) -> list[Step]:
+    with source.opened() as backend, destination.opened(backend.origin) as archive:
+        return drive(move(backend, archive, older_than(), FixedPace(size)), stop_after)
 
 
 def test_every_stop_keeps_every_result_and_the_next_run_has_it_once(
@@ -224,6 +229,55 @@ def test_a_copy_is_kept_where_its_ids_are_other_results_by_now(
     run(other, destination)
     places = (live_rows(source), live_rows(other), destination.rows())
     assert every | {f"another {number}" for number in range(1, 101)} == {r["task_id"] for rows in places for r in rows}
+    postgres18_server.drop_database(name)
+
+
+@pytest.mark.parametrize("killed", ["archiving", "putting back"])
+def test_a_copy_of_another_database_waits_until_that_is_back(
+    source: TableStore, destination: Destination, postgres18_server: Postgres, killed: str
+) -> None:
+    """Here its results are not live; there they are, and would be archived a second time."""
+    fill_celery_table(source.url, 100, groups=10)
+    before = checksum(live_rows(source))
+    if killed == "archiving":
+        die_at(PostgresBackend, "remove", "before", lambda: run(source, destination, size=20))
+    else:
+        run(source, destination)
+        job = Archive.model_validate({"older_than": "7d"}).sent_to(destination.store, SOURCE)
+        restore = Restore.of(job, Selection(since=LONG_AGO))
+
+        def put_back() -> None:
+            with source.opened() as backend:
+                drive(restore.run(backend, datetime.now(UTC), FixedPace(20)))
+
+        die_at(PostgresBackend, "take_back", "after", put_back)
+    until(lambda: is_free(destination), "the dead process's lock is gone")
+    name = postgres18_server.create_database()
+    other = TableStore(PostgresBackend, postgres18_server.celery_url(name))
+    fill_celery_table(other.url, 10, due=0)
+    for _ in range(2):
+        found = [finding for step in run_steps(other, destination) for finding in step.findings]
+        assert {finding.code for finding in found} == {"archive.of-another-database"}
+        assert killed in found[0].sentence
+        assert "the `url` of then" in found[0].fix
+    run(source, destination)
+    assert len(live_rows(source)) + len(destination.rows()) == 100
+    assert checksum(live_rows(source), destination.rows()) == before
+    assert len(destination.rows()) == 50
+    postgres18_server.drop_database(name)
+
+
+def test_a_copy_is_finished_in_what_was_made_of_its_database(
+    source: TableStore, destination: Destination, postgres18_server: Postgres
+) -> None:
+    fill_celery_table(source.url, 100)
+    die_at(PostgresBackend, "remove", "before", lambda: run(source, destination, size=20))
+    until(lambda: is_free(destination), "the dead process's lock is gone")
+    name, template = "brought_back", source.url.rpartition("/")[2]
+    postgres18_server.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    restored = TableStore(PostgresBackend, postgres18_server.celery_url(name))
+    run(restored, destination)
+    assert len(live_rows(restored)) == len(destination.rows()) == 50
     postgres18_server.drop_database(name)
 
 

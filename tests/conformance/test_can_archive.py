@@ -260,7 +260,7 @@ def test_locked_rows_are_left_and_said_and_taken_by_the_next_run(postgres: Table
         holder.close()
     assert sum(step.rows for step in steps) == 97
     assert [row for row in postgres.ids() if row <= 100] == locked
-    assert any("2 that other sessions hold are left" in step.what for step in steps)
+    assert any("what other sessions hold is left for the next run" in step.what for step in steps)
     assert [reading.value for reading in steps[-1].readings if reading.metric.name.endswith("due")] == [3]
     with postgres.opened() as backend:
         assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(30)))) == 3
@@ -331,6 +331,18 @@ def test_types_that_do_not_fit_are_refused_with_the_fix(postgres: TableStore) ->
         assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) == 10
 
 
+def test_an_archive_column_of_another_type_is_refused_with_a_statement_that_runs(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20)
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)), 1)
+    postgres.execute(f"ALTER TABLE {ARCHIVE} ALTER COLUMN retries TYPE text")
+    with postgres.opened() as backend, pytest.raises(BackendRefused) as refusal:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)))
+    postgres.execute(refusal.value.hint)
+    with postgres.opened() as backend:
+        assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) == 10
+
+
 SWALLOW = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$"
 
 
@@ -354,6 +366,18 @@ def test_an_archive_that_could_jam_is_refused(postgres: TableStore, spoil: str, 
         drive(backend.archive(older_than(), PLAN, FixedPace(4)))
     assert refusal.value.hint
     assert len(postgres.ids()) == 20
+
+
+def test_a_unique_index_over_all_partitions_is_named_as_it_can_be_dropped(postgres: TableStore) -> None:
+    fill_celery_table(postgres.url, 20)
+    with postgres.opened() as backend:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)), stop_after=2)
+    postgres.execute(f"CREATE UNIQUE INDEX one_of_a_kind ON {ARCHIVE} (task_id, done_at)")
+    with postgres.opened() as backend, pytest.raises(BackendRefused) as refusal:
+        drive(backend.archive(older_than(), PLAN, FixedPace(4)))
+    postgres.execute(refusal.value.hint.partition(";")[0])
+    with postgres.opened() as backend:
+        assert sum(step.rows for step in drive(backend.archive(older_than(), PLAN, FixedPace(4)))) > 0
 
 
 def test_the_end_of_the_session_in_mid_run_loses_nothing(postgres: TableStore) -> None:

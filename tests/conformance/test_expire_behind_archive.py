@@ -82,6 +82,28 @@ def test_an_archive_that_does_not_complete_holds_the_expiry_back(daemon: Daemon,
     assert len(tables.ids()) == 60
 
 
+@pytest.mark.parametrize("way", ["archive", "none"])
+def test_a_shorter_keep_is_news_until_it_decides(daemon: Daemon, tables: TableStore, way: str) -> None:
+    """While the archive is behind nothing is due; when it no longer is, the limit still knows what was before."""
+    daemon.run("archive", ARCHIVING, "expire: {keep: 30d}")
+    daemon.run("expire", ARCHIVING, "expire: {keep: 30d}")
+    fill_celery_table(tables.url, 4000)
+    assert daemon.run("expire", "archive: {older_than: 9d}", "expire: {keep: 10d}").rows == 0
+    assert daemon.run("expire", "archive: {older_than: 9d}", "expire: {keep: 10d}").rows == 0
+    if way == "archive":
+        # It takes what was due.
+        daemon.run("archive", "archive: {older_than: 9d}", "expire: {keep: 10d}")
+        assert daemon.run("expire", "archive: {older_than: 9d}", "expire: {keep: 10d}").rows == 0
+        fill_celery_table(tables.url, 4000)
+        assert daemon.run("expire", "expire: {keep: 10d}").rows > 1000, "10d are as usual by now"
+        return
+    (pair,) = daemon.policy("expire: {keep: 10d}").pairs_of("expire")
+    report = Runner(daemon.ledger).run(pair, Trigger.COMMAND)
+    assert report.outcome is Outcome.REFUSED
+    assert report.error.startswith("keep went from 30d to 10d, and now 1,")
+    assert Runner(daemon.ledger).run(pair, Trigger.COMMAND, accept_volume=True).rows > 1000
+
+
 def test_with_other_times_the_archive_took_other_results(daemon: Daemon) -> None:
     daemon.run("archive", "archive: {older_than: 20d}", "expire: {keep: 25d}")
     report = daemon.run("expire", ARCHIVING, "expire: {keep: 10d}")

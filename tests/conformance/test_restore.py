@@ -337,6 +337,33 @@ def test_what_a_detach_that_was_cut_short_hides_is_told(place: Place) -> None:
     assert "run the partition job, which finishes its detach" in finding.fix
 
 
+@pytest.mark.parametrize("place", ["here", "tables"], indirect=True)
+def test_what_is_still_to_be_moved_back_into_the_archive_is_told(place: Place) -> None:
+    fill_celery_table(place.source.url, 20, older_than=timedelta(days=40), spread=timedelta(hours=1))
+    place.archive()
+    keeper, partition = place.source, Partition.model_validate({"keep": "13 months"})
+    if isinstance(place.destination, Tables):
+        keeper = place.destination.tables
+        partition = partition.looking_after((KeptFor(SOURCE, ArchivePlan()),))
+    (task_id, part) = keeper.execute(f"SELECT task_id, tableoid::regclass::text FROM {ARCHIVE} LIMIT 1")[0]
+    keeper.execute(f"ALTER TABLE {ARCHIVE} DETACH PARTITION {part}")
+    keeper.execute(f"ALTER TABLE {ARCHIVE} ATTACH PARTITION {part} DEFAULT")
+    with keeper.opened() as backend:
+        # The first step takes it out; the run ends before its rows are where they belong.
+        drive(partition.run(backend, datetime.now(UTC), FixedPace(5)), 1)
+    with place.source.previewing() as backend:
+        preview = Restore.of(place.job, EVERYTHING).preview(backend, datetime.now(UTC))
+    assert [finding.code for finding in preview.findings] == ["restore.not-yet-moved-back"]
+    job, steps = place.restore(Selection(ids=(task_id,)))
+    assert [(one.name, one.ids, one.returning) for one in job.quarantined] == [(part, (task_id,), True)]
+    (finding,) = (finding for step in steps for finding in step.findings)
+    assert "run the partition job" in finding.fix
+    with keeper.opened() as backend:
+        drive(partition.run(backend, datetime.now(UTC), FixedPace(5)))
+    job, _ = place.restore(Selection(ids=(task_id,)))
+    assert (job.restored, job.quarantined) == ([task_id], [])
+
+
 def test_a_preview_counts_and_changes_nothing(place: Place) -> None:
     fill_celery_table(place.source.url, 30)
     place.archive()

@@ -243,6 +243,8 @@ def _edit(old: str, new: str) -> Callable[[Path], None]:
         (_edit('"without": []', '"without": [[3, 12]]'), "speaks of rows that it does not have"),
         (_edit('"without": []', '"without": [[6, 17]]'), "speaks of rows that it does not have"),
         (_edit('"without": []', '"without": [[0, 5], [0, 5]]'), "or twice of the same"),
+        (_edit('"without": []', '"without": [[0, 2]]'), "files have 9 archived rows, and it says 12"),
+        (_edit('"name": "task_id"', '"name": "task"'), "does not know its columns task_id"),
         (_edit('"state": "kept"', '"state": "arrived"'), "is 'arrived'"),
         (_edit('"rows": 12', '"rows": "12"'), "not a manifest of backendops"),
         (_edit('+00:00"', '"'), "no time zone"),

@@ -63,11 +63,18 @@ class Part:
     """Rows that are not in the archive: they had changed in the live table, or went back there."""
     leaving: Lines = ()
     """Rows that a restore was putting back; the next run finds out where they are."""
+    origin: str = ""
+    """The database that its rows came from, or were going back to, where that is known."""
 
     @property
     def archived(self) -> int:
         """How many of its rows are in the archive."""
         return self.rows - sum(last - first + 1 for first, last in self.without)
+
+    def settled_by_hand(self, directory: Path) -> str:
+        """What a person writes where no run can find out where its rows are, and they are to be the archive's."""
+        key, value = ("leaving", "[]") if self.leaving else ("state", '"kept"')
+        return f'in {directory / NAME} write "{key}": {value} for {self.name}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +131,10 @@ def load(directory: Path) -> Manifest | None:
     with disk_errors(path):
         content = path.read_bytes()
     try:
-        manifest = _from_document(json.loads(content))
-        _check(manifest)
+        document = json.loads(content)
+        said = document["rows"]
+        manifest = _from_document(document)
+        _check(manifest, said)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BackendRefused(
             f"{path} is not a manifest of backendops ({type(error).__name__}: {error})", _FROM_BACKUP
@@ -138,7 +147,7 @@ def load(directory: Path) -> Manifest | None:
     return manifest
 
 
-def _check(manifest: Manifest) -> None:
+def _check(manifest: Manifest, rows: object) -> None:
     """Raise ValueError or TypeError for what no run of ours writes: by it rows would be forgotten, files deleted."""
     if manifest.holds not in KEYS:
         raise ValueError(f"it holds {manifest.holds!r}")
@@ -159,6 +168,8 @@ def _check(manifest: Manifest) -> None:
                 before >= after for before, after in zip(ends[::2], ends[1::2], strict=True)
             ):
                 raise ValueError(f"of {part.name} it speaks of rows that it does not have, or twice of the same")
+    if rows != manifest.rows:
+        raise ValueError(f"its files have {manifest.rows:,} archived rows, and it says {rows!r}")
 
 
 def _from_document(document: dict[str, Any]) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from backendops.contracts.archive import Batch, Row, Shape, fingerprint
 from backendops.contracts.errors import BackendError, BackendRefused
 
 
-def write_part(directory: Path, manifest: Manifest, form: Format, batch: Batch) -> str:
+def write_part(directory: Path, manifest: Manifest, form: Format, batch: Batch, origin: str) -> str:
     """Write a new file of the period, to be settled; its name."""
     path = _free_name(directory, manifest, form)
     beside = path.with_name(path.name + UNFINISHED)
@@ -24,7 +25,7 @@ def write_part(directory: Path, manifest: Manifest, form: Format, batch: Batch) 
             sync_file(beside)
         part = _read_back(beside, path.name, form, batch)
         # First taken down, then there: what is not taken down is nobody's, and may be cleared away.
-        manifest.with_part(part).save(directory)
+        manifest.with_part(replace(part, origin=origin)).save(directory)
         with disk_errors(path):
             beside.rename(path)
             sync_directory(directory)

@@ -9,7 +9,7 @@ import io
 import json
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -69,12 +69,15 @@ class JsonLines(Format):
         readers: list[tuple[str, Callable[[Any], Value]]] = [
             (column.name, _FROM_JSON.get(column.kind, _as_it_is)) for column in shape.columns
         ]
+        known = {*shape.names, DONE_AT}
         try:
             with gzip.open(path, "rb") as packed:
                 for number, line in enumerate(io.BufferedReader(packed)):
                     if wanted and not any(one in line for one in wanted):
                         continue
                     written = json.loads(line)
+                    if not written.keys() <= known:
+                        raise _unknown(written.keys() - known)
                     yield (
                         number,
                         Row(
@@ -126,6 +129,8 @@ class Parquet(Format):
         number = 0
         try:
             with pq.ParquetFile(path) as file:
+                if unknown := {*file.schema_arrow.names} - {*shape.names, DONE_AT}:
+                    raise _unknown(unknown)
                 for group in file.iter_batches(_READ_ROWS):
                     columns = [group.column(name).to_pylist() for name in (*shape.names, DONE_AT)]
                     for *values, done_at in zip(*columns, strict=True):
@@ -133,6 +138,11 @@ class Parquet(Format):
                         number += 1
         except (pa.ArrowException, KeyError) as error:
             raise ValueError(f"it is cut off or damaged ({error})") from None
+
+
+def _unknown(columns: Collection[str]) -> ValueError:
+    # Left out, a result would come back without them.
+    return ValueError(f"its manifest does not know its columns {', '.join(sorted(columns))}")
 
 
 def _arrow_type(pa: Any, column: Column) -> Any:

@@ -54,7 +54,7 @@ class FileStore(ArchiveStore):
         self._format: Format = FORMATS[format_name]
         self._every: Every = every
         self._zone = zone
-        self._source = ""
+        self._source = self._origin = ""
         self._hold: Hold | None = None
 
     @property
@@ -66,10 +66,10 @@ class FileStore(ArchiveStore):
         return WRITE_ROWS
 
     @contextmanager
-    def open(self, source: str, limits: Limits) -> Iterator[Self]:
+    def open(self, source: str, limits: Limits, *, origin: str = "") -> Iterator[Self]:
         check_directory(self.path, writing=not limits.read_only)
         opened = type(self)(self.path, self._format.suffix, self._every, self._zone)
-        opened._source = source
+        opened._source, opened._origin = source, origin
         if limits.read_only:
             yield opened
             return
@@ -118,7 +118,7 @@ class FileStore(ArchiveStore):
             new = self._not_there(batch.shape, start, rows) if unless_there else rows
             if new:
                 part = Batch(batch.shape, tuple(new))
-                name = write_part(directory, manifest, self._format, part)
+                name = write_part(directory, manifest, self._format, part, self._origin)
                 copies.append(Copy(part, Place(directory, name, tuple(range(len(new))))))
         return copies
 
@@ -178,7 +178,8 @@ class FileStore(ArchiveStore):
             part = _part(manifest, place.part)
             if part is None:
                 raise BackendRefused(f"{place.directory / place.part} is no longer in its manifest", "try again")
-            return manifest.with_part(replace(part, leaving=as_lines(numbers_of(part.leaving) | {*place.numbers})))
+            lines = as_lines(numbers_of(part.leaving) | {*place.numbers})
+            return manifest.with_part(replace(part, leaving=lines, origin=self._origin))
 
         _change(place.directory, leaving)
         return Copy(copy.batch.only(positions), place, restoring=True)
@@ -262,7 +263,8 @@ def _copy(directory: Path, manifest: Manifest, part: Part, lines: Lines) -> Copy
     meant = numbers_of(lines)
     found = [(number, row) for number, row in read_rows(directory, manifest, part) if number in meant]
     batch = Batch(manifest.shape(part), tuple(row for _, row in found))
-    return Copy(batch, Place(directory, part.name, tuple(number for number, _ in found)))
+    place = Place(directory, part.name, tuple(number for number, _ in found))
+    return Copy(batch, place, origin=part.origin, way_on=part.settled_by_hand(directory))
 
 
 def _find(directory: Path, manifest: Manifest, part: Part, selection: Selection) -> Iterator[Copy]:

@@ -39,7 +39,8 @@ def columns_to_add(live: LiveTable, archive: ArchiveTable) -> tuple[Column, ...]
         if theirs is not None and not takes(column.type, theirs.type):
             raise BackendRefused(
                 f"column {column.name} is {column.type} in {live.sql_name}, but {theirs.type} in {archive.sql_name}",
-                f"ALTER TABLE {archive.sql_name} ALTER COLUMN {quoted(column.name)} TYPE {column.type};",
+                f"ALTER TABLE {archive.sql_name} ALTER COLUMN {quoted(column.name)} TYPE {column.type} "
+                f"USING {quoted(column.name)}::{column.type};",
             )
         if theirs is not None and theirs.not_null and not column.not_null:
             raise BackendRefused(

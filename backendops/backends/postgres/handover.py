@@ -29,6 +29,13 @@ from backendops.contracts.run import Pace, Preview
 class HandOverOnPostgres(PostgresSession, CanHandOver):
     """Can have its due results read, kept elsewhere and then removed."""
 
+    @property
+    def origin(self) -> str:
+        with self.transaction(read_only=True) as connection:
+            if not connection.execute(load("postgres", "handover", "may_identify")).scalar_one():
+                return ""
+            return str(connection.execute(load("postgres", "handover", "identify")).scalar_one())
+
     def preview_hand_over(self, due: Retention, where: str) -> Preview:
         def planned(target: Target) -> Deed:
             slots = {"columns": read_list(target.live.columns)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +34,16 @@ class Entry:
     def is_named_by(self, plan: ArchivePlan) -> bool:
         """Would a job with this plan keep this table's results in this archive?"""
         return fit(plan.name.replace("{table}", self.live)) == self.archive
+
+
+def new_batch(origin: str) -> str:
+    """A name for a batch that is on its way, which says whose it is, too."""
+    return f"{uuid.uuid4().hex}@{origin}" if origin else uuid.uuid4().hex
+
+
+def origin_of(batch: str) -> str:
+    """Which database it came from; empty where its name does not say."""
+    return batch.partition("@")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +104,10 @@ class Register:
         if not self.is_there(connection):
             return ()
         return connection.execute(load("postgres", "store", "list_moves", self.slots), {"source": source}).all()
+
+    def settled_by_hand(self, batch: str) -> str:
+        """The SQL by which a batch is no longer on its way."""
+        return f"DELETE FROM {self._names['journal']} WHERE batch = '{batch}';"  # noqa: S608 - for a person to read
 
     def times_on_the_way(self, connection: Connection, archive: str) -> tuple[tuple[datetime, datetime], ...]:
         """From when to when the results finished of each batch that is on its way into, or out of, an archive."""

@@ -1,4 +1,4 @@
-"""Which archived results are meant, as SQL; and those of them that are in quarantine, where no restore finds them."""
+"""Which archived results are meant, as SQL; and those of them that were taken out, where no restore finds them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from backendops.backends.postgres.archive_table import ArchiveTable
 from backendops.backends.postgres.connection import PostgresSession
+from backendops.backends.postgres.partition_drain import former_defaults
+from backendops.backends.postgres.partition_work import EVER
 from backendops.backends.postgres.quarantine import list_detached
 from backendops.backends.sql_files import load
 from backendops.contracts.archive import Quarantined, Selection
@@ -41,11 +43,14 @@ def find_quarantined(
     """What is meant in partitions that were taken out of the archive and are not dropped yet, each table by itself."""
     with session.transaction(read_only=True) as connection:
         detached = list_detached(connection, archive.sql_name)
+        formers = former_defaults(connection, archive.sql_name)
     found = [_Out(one.name, one.slot, one.retirement.lower, one.retirement.upper, one.retirement.drop_after)
              for one in detached]  # fmt: skip
     # Of a detach that was cut short the archive does not show the rows any more.
     found += [_Out(one.name, one.slot, one.start, one.end, detaching=True)
               for one in archive.others if one.detach_pending]  # fmt: skip
+    # Of any time, and still to be moved back into the archive.
+    found += [_Out(one.name, one.slot, *EVER, returning=True) for one in formers]
     for out in found:
         if selection.since is not None and out.upper <= selection.since:
             continue
@@ -53,7 +58,7 @@ def find_quarantined(
             continue
         counted = _count(session, out, key, selection)
         if counted is None:
-            yield Quarantined(out.name, None, (), out.drop_after, out.detaching)
+            yield Quarantined(out.name, None, (), out.drop_after, out.detaching, out.returning)
         elif counted.rows:
             yield counted
 
@@ -68,6 +73,7 @@ class _Out:
     upper: datetime
     drop_after: datetime | None = None
     detaching: bool = False
+    returning: bool = False
 
 
 def _count(session: PostgresSession, out: _Out, key: str, selection: Selection) -> Quarantined | None:
@@ -86,4 +92,4 @@ def _count(session: PostgresSession, out: _Out, key: str, selection: Selection) 
     except BackendBusy:
         # What was put back is put back: not knowing how many more there are is no reason to fail.
         return None
-    return Quarantined(out.name, rows, tuple(ids), out.drop_after, out.detaching)
+    return Quarantined(out.name, rows, tuple(ids), out.drop_after, out.detaching, out.returning)

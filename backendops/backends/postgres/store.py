@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from backendops.backends.postgres.kept import (
 from backendops.backends.postgres.lock import take_archive_lock
 from backendops.backends.postgres.periods import period_start
 from backendops.backends.postgres.records import READ_BYTES, byte_count, row_from
-from backendops.backends.postgres.register import ANOTHER, Entry, Register
+from backendops.backends.postgres.register import ANOTHER, Entry, Register, new_batch, origin_of
 from backendops.backends.postgres.selected import find_quarantined, meant_by, meant_values
 from backendops.backends.postgres.tables import schema_of_new
 from backendops.backends.sql_files import load
@@ -82,7 +81,7 @@ class TableStore(ArchiveStore):
         self._keeper = keeper
         self._plan = plan
         self._session = keeper
-        self._source = ""
+        self._source = self._origin = ""
         self._schema = ""
         self._lock: Lock | None = None
         self._kept: dict[str, Kept] = {}
@@ -103,10 +102,10 @@ class TableStore(ArchiveStore):
         return WRITE_ROWS
 
     @contextmanager
-    def open(self, source: str, limits: Limits) -> Iterator[Self]:
+    def open(self, source: str, limits: Limits, *, origin: str = "") -> Iterator[Self]:
         opened = type(self)(self._keeper, self._plan)
         with self._keeper.open(limits, NoWatermarks()) as session:
-            opened._session, opened._source = session, source
+            opened._session, opened._source, opened._origin = session, source, origin
             with session.transaction(read_only=True) as connection:
                 opened._schema = self._plan.schema or schema_of_new(connection)
                 # A name that is another source's is refused first, whoever holds the lock.
@@ -153,7 +152,9 @@ class TableStore(ArchiveStore):
                 if meant[mark] > 0:
                     meant[mark] -= 1
                     rows.append(unmarked(row))
-            yield Copy(Batch(kept.shape, tuple(rows)), Place(move.archive, move.batch), move.restoring)
+            place = Place(move.archive, move.batch)
+            settled = self._register.settled_by_hand(move.batch)
+            yield Copy(Batch(kept.shape, tuple(rows)), place, move.restoring, origin_of(move.batch), settled)
 
     def write(self, batch: Batch, *, unless_there: bool = False) -> Sequence[Copy]:
         self._require_lock()
@@ -270,7 +271,7 @@ class TableStore(ArchiveStore):
         return next(kept for kept in self._ours_kept() if (kept.holds, kept.live) == (shape.holds, shape.table))
 
     def _begin(self, connection: Connection, kept: Kept, batch: Batch, *, restoring: bool) -> Place:
-        place = Place(kept.table.name, uuid.uuid4().hex)
+        place = Place(kept.table.name, new_batch(self._origin))
         keys, (first, last) = keys_of(batch), ends_of(batch)
         connection.execute(
             load("postgres", "store", "begin_move", self._register.slots),

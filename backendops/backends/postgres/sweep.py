@@ -41,8 +41,9 @@ def sweep(session: PostgresSession, retention: Retention, deed_for: Callable[[Ta
         walk = Walk(session, target, deed, pace)
         for taken in walk.batches():
             locked += taken.locked
-            left = f"; {taken.locked:,} that other sessions hold are left for the next run" if taken.locked else ""
-            yield Step(rows=taken.rows, what=f"{deed.done}{left}" if taken.rows or left else "")
+            # The same words for every batch: the number is said once, at the end.
+            left = "what other sessions hold is left for the next run" if taken.locked else ""
+            yield Step(rows=taken.rows, what="; ".join(filter(None, [deed.done if taken.rows else "", left])))
         for _ in deed.finish():
             yield Step()
         emptied[target.live] = walk.emptied_to if isinstance(walk.emptied_to, datetime) else None

@@ -83,6 +83,7 @@ class Walk:
         self._pass = Pass(session.watermarks, live, due, deed.job, self.by)
         self._slots = {"live": live.slot, "by": self.by, "due": due.sql, **deed.slots}
         self._is_unflushed = False
+        self._is_among_locks = False
         self.emptied_to: Key | None = None
         """Up to here nothing is left: looking for the oldest from here on skips what the walk has just removed."""
 
@@ -221,7 +222,9 @@ class Walk:
 
     def _take(self, span: Span) -> Taken:
         values = {**self._due.values, **self._settled, **self._deed.values, **span.values}
-        if not span.crowded:
+        # Where one range met a lock the next one may: taken whole, it would wait for it, be rolled back, and leave as
+        # many dead rows in an archive.
+        if not (span.crowded or self._is_among_locks):
             try:
                 return self._take_whole(values)
             except _Uneven:
@@ -236,6 +239,7 @@ class Walk:
             is_done, left = rows < span.size, 0
             if is_done:
                 left = connection.execute(load("postgres", "walk", "count_left", self._slots), values).scalar_one()
+        self._is_among_locks = not is_done or left > 0
         return Taken(rows, monotonic() - began, left, is_done)
 
     def _take_whole(self, values: Mapping[str, Any]) -> Taken:

@@ -43,7 +43,9 @@ SELECT
     (
         SELECT min(i.indexrelid::regclass::text)
         FROM pg_catalog.pg_index AS i
+        -- Of an index over all partitions that one, as no other can be dropped.
         WHERE i.indisunique
+          AND NOT (SELECT ic.relispartition FROM pg_catalog.pg_class AS ic WHERE ic.oid = i.indexrelid)
           AND (i.indrelid = c.oid OR i.indrelid IN (SELECT t.relid FROM pg_catalog.pg_partition_tree(c.oid) AS t))
     ) AS unique_index
 FROM pg_catalog.pg_class AS c

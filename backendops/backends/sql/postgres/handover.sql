@@ -59,3 +59,13 @@ RETURNING live.id, held.version;
 -- Of those that were not removed, the ones that are still here. An id alone says little: in another database, or once the
 -- table was made anew, it is another result's, and the archive has the only copy of ours.
 SELECT id, /* key */ task_id AS key FROM /* live */ celery_taskmeta WHERE id = ANY (CAST(:ids AS bigint[]));
+
+-- name: may_identify
+-- Everybody may, unless the privilege was taken away: then nothing is known.
+SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE');
+
+-- name: identify
+-- What tells this database from every other: the cluster, of which a standby is a part, and the database in it.
+SELECT c.system_identifier || '/' || d.oid
+FROM pg_catalog.pg_control_system() AS c, pg_catalog.pg_database AS d
+WHERE d.datname = current_database();
