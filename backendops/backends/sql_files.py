@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Final
 
@@ -69,7 +69,13 @@ def load(dialect: str, job: str, name: str, slots: Mapping[str, str] | None = No
 
     A colon in a slot's text is part of a name, never a bind, unless the text is meant as SQL: see `literal`.
     """
-    return text(fill(statements(dialect, job)[name], slots or {}))
+    return _filled(dialect, job, name, tuple((slots or {}).items()))
+
+
+# As many as a run uses again and again; a run of a thousand partitions makes thousands of others.
+@lru_cache(maxsize=256)
+def _filled(dialect: str, job: str, name: str, slots: tuple[tuple[str, str], ...]) -> TextClause:
+    return text(fill(statements(dialect, job)[name], dict(slots)))
 
 
 def together(*clauses: TextClause) -> TextClause:

@@ -32,32 +32,35 @@ RECOVERY: Final = 1.1
 # 2 % of the rate; a tenth would cost more than the rest of the engine together.
 REST: Final = 0.02
 
-# Gently: a commit of the application waits for all that was logged before it, so a batch logs little (some 500 rows,
-# half a megabyte) and is followed by three times its length in which nothing is: docs/benchmarks.md.
-GENTLE_ROWS: Final = 500
+# Gently: a commit of the application waits for all that was logged before it, so a batch logs little (a millisecond's
+# work) and is followed by three times its length in which nothing is: docs/benchmarks.md.
+GENTLE_BATCH_TIME: Final = timedelta(milliseconds=3)
 GENTLE_REST: Final = 3.0
-# Large rows make smaller batches, but a slow network or a busy processor must not make tiny ones: their round trips
-# would be no gentler, and the run would never end.
-GENTLE_BATCH_TIME: Final = timedelta(milliseconds=25)
+# A step that cannot be split, such as a VACUUM, earns no longer rest.
+GENTLE_LONGEST_REST: Final = 0.1
+# A slow network or a busy processor must not make tiny batches: their round trips would be no gentler, and the run
+# would never end. Nor does a quick one make them large: what is logged goes by the rows.
 GENTLE_SMALLEST: Final = 100
+GENTLE_ROWS: Final = 500
 
 
 class TimedPace(Pace):
     """Sizes batches so that none takes longer than `batch_time`, from what the ones before it took."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each number of a pace
         self,
         first: int = 1000,
         batch_time: timedelta = timedelta(milliseconds=250),
         *,
         rest: float = REST,
+        longest_rest: float | None = None,
         smallest: int = SMALLEST,
         largest: int = LARGEST,
     ) -> None:
         self._size = float(first)
         self._rest = rest
-        self._longest_rest = batch_time.total_seconds() * max(AIM, rest)
         self._aim = batch_time.total_seconds() * AIM
+        self._longest_rest = self._aim if longest_rest is None else longest_rest
         self._smallest = min(smallest, first)
         self._least = min(SMALLEST, first)
         self._largest = self._ceiling = float(max(largest, first))
@@ -102,6 +105,7 @@ class TwoPaces(Pace):
             min(first, GENTLE_ROWS),
             min(batch_time, GENTLE_BATCH_TIME),
             rest=GENTLE_REST,
+            longest_rest=GENTLE_LONGEST_REST,
             smallest=GENTLE_SMALLEST,
             largest=GENTLE_ROWS,
         )

@@ -24,7 +24,7 @@ from backendops.contracts.errors import (
 from backendops.contracts.readings import Finding, Severity
 from backendops.contracts.run import Limits, Outcome, Pace, Step, Steps, Trigger
 from backendops.engine.ledger import Ledger
-from backendops.engine.pacing import AIM, REST
+from backendops.engine.pacing import AIM, GENTLE_LONGEST_REST, REST
 from backendops.engine.report import RunListener, RunReport
 from backendops.engine.runner import Runner
 from backendops.policy.model import Pair
@@ -239,8 +239,9 @@ def test_gently_while_others_use_the_server(bench: Bench, pace: Any, sizes: list
     job = PacedJob(steps=3, pace=pace, before=lambda number: bench.wait(1))
     report = bench.run(behaving(job, pressure=[Pressure(in_use=True), Pressure(), Pressure(in_use=True)]))
     assert job.sizes == sizes
-    # Three quarters of a gentle batch's 25 ms, which a step of a second is not allowed to stretch.
-    assert report.throttled == ({"gentle": pytest.approx(0.075 * sizes.count(500))} if 500 in sizes else {})
+    # A step of a second earns no longer rest.
+    rests = GENTLE_LONGEST_REST * sizes.count(500)
+    assert report.throttled == ({"gentle": pytest.approx(rests)} if 500 in sizes else {})
     assert not any("gentle" in line for line in bench.heard.lines), "many times a second, so only at the end"
 
 

@@ -68,6 +68,7 @@ def _deed(session: PostgresSession, target: Target, sql_name: str, name: str) ->
         {"archive": literal(sql_name), "columns": columns},
         {"zone": session.date_done_timezone},
         f"moved to {name}",
+        lazy=True,
     )
 
 
