@@ -167,9 +167,9 @@ def test_convert_and_undo_as_commands(postgres18_url: str, tmp_path: Path, by: s
     ids = celery_results(postgres18_url, 10)
     planned = called("partition", "convert", "results", "--by", by, "--plan")
     assert planned.return_value == 0
-    assert "-- ACCESS EXCLUSIVE; held: about" in planned.output
+    assert "-- ACCESS EXCLUSIVE (in the same transaction); held: about" in planned.output
     document = json.loads(called("partition", "convert", "results", "--by", by, "--plan", "--json").output)
-    assert [one["same_transaction"] for one in document["statements"][:4]] == [False, False, False, True]
+    assert [one["same_transaction"] for one in document["statements"][:4]] == [False, True, True, False]
     done = called("partition", "convert", "results", "--by", by)
     assert done.return_value == 0, done.output
     assert "no row was copied; exclusive lock held for" in done.output
