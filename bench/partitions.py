@@ -26,7 +26,7 @@ state: {state}
 backends:
   results: {{url: "{url}"}}
 jobs:
-  partition: {{keep: {keep}, ahead: 1, quarantine: {quarantine}}}
+  partition: {{keep: {keep}, ahead: 1, quarantine: {quarantine}, pace: full}}
 """
 FILL = """
 INSERT INTO {table} (id, task_id, status, result, date_done, done_at)

@@ -12,13 +12,15 @@ SELECT max(/* by */ id) FROM /* live */ celery_taskmeta;
 -- The ends of the next ranges of so many rows, one after the other, from the index alone; up to the end of the walk, or
 -- to where more rows than that share one value. Nothing: what is left is less.
 WITH RECURSIVE bounds (bound, ranges) AS (
-    (
-        SELECT /* by */ date_done, 1
+    -- One level deeper, or the rows that are stepped over would get the 1, too: a fifth of the time.
+    SELECT first.bound, 1
+    FROM (
+        SELECT /* by */ date_done AS bound
         FROM /* live */ celery_taskmeta
         WHERE /* by */ date_done >= :low AND /* by */ date_done < :end
         ORDER BY /* by */ date_done
         OFFSET :size LIMIT 1
-    )
+    ) AS first
     UNION ALL
     SELECT following.bound, ranges + 1
     FROM bounds
