@@ -98,8 +98,7 @@ class _Partitions:
         target, every, zone = self._target, self._plan.every, self._session.zone
         slots = {"live": target.live.slot, "by": walked_column(target.live), "due": target.due.dated}
         values = {**target.due.values, **span.values, "zone": self._session.date_done_timezone, "every": every}
-        with self._session.transaction() as connection:
-            connection.execute(load("postgres", "session", "prefer_indexes"))
+        with self._session.transaction(prefer_indexes=True) as connection:
             periods = connection.execute(load("postgres", "archive", "find_periods", slots), values).all()
         for moment in (moment for period in periods for moment in (period.first, period.last)):
             self._fills(moment, moment)

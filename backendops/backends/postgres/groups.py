@@ -117,8 +117,7 @@ class Members:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with self._session.transaction(read_only=True) as connection:
-            connection.execute(load("postgres", "session", "prefer_indexes"))
+        with self._session.transaction(read_only=True, prefer_indexes=True) as connection:
             yield connection
 
 

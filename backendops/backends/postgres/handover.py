@@ -157,8 +157,7 @@ class _Reading:
 
     def _read(self, place: dict[str, Any], size: int) -> tuple[tuple[Row, ...], dict[str, Any] | None, int]:
         """What is due of the next rows, where to go on, and how many these were, due or not."""
-        with self._session.transaction() as connection:
-            connection.execute(load("postgres", "session", "prefer_indexes"))
+        with self._session.transaction(prefer_indexes=True) as connection:
             end = connection.execute(
                 load("postgres", "handover", "find_end", self._slots), {**place, "size": size, "most": READ_BYTES}
             ).one_or_none()
@@ -168,8 +167,7 @@ class _Reading:
         if self._members is not None:
             within = f"(({self._by}, id) > (:low, :after) AND ({self._by}, id) <= (:high, :last))"
             values["settled"] = self._members.settled(within, {**place, "high": end.by, "last": end.id})
-        with self._session.transaction() as connection:
-            connection.execute(load("postgres", "session", "prefer_indexes"))
+        with self._session.transaction(prefer_indexes=True) as connection:
             found = connection.execute(
                 load("postgres", "handover", "read_due", self._slots),
                 {**values, "zone": self._session.date_done_timezone},

@@ -88,8 +88,7 @@ class RestoreOnPostgres(PostgresSession, CanRestore, CanTakeBack):
         live = live_table(self, batch.shape)
         keys = [batch.shape.value(row, batch.shape.key) for row in batch.rows]
         slots = {"live": live.slot, "columns": read_list(live.columns), "key": live.key_column}
-        with self.transaction() as connection:
-            connection.execute(load("postgres", "session", "prefer_indexes"))
+        with self.transaction(prefer_indexes=True) as connection:
             values = {"keys": keys, "zone": self.date_done_timezone}
             found = [
                 row_from(row, len(live.columns))
@@ -249,8 +248,7 @@ class _Restore:
 
     def _find(self, below: tuple[Any, str], size: int) -> list[_Found]:
         values = {**meant_values(self._selection), "below": below[0], "before": below[1], "size": size}
-        with self._session.transaction() as connection:
-            connection.execute(load("postgres", "session", "prefer_indexes"))
+        with self._session.transaction(prefer_indexes=True) as connection:
             rows = connection.execute(load("postgres", "restore", "find_meant", self._slots), values).all()
         for row in rows:
             if row.drifted:
@@ -264,8 +262,7 @@ class _Restore:
         fresh = False
         for attempt in range(1, TRIES + 1):
             try:
-                with self._session.transaction() as connection:
-                    connection.execute(load("postgres", "session", "prefer_indexes"))
+                with self._session.transaction(prefer_indexes=True) as connection:
                     values = {
                         "tables": [row.part for row in chosen],
                         "places": [row.place for row in chosen],

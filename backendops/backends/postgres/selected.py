@@ -83,8 +83,7 @@ def _count(session: PostgresSession, out: _Out, key: str, selection: Selection) 
     try:
         for some in selection.in_groups(IDS_AT_ONCE):
             values = meant_values(some)
-            with session.transaction(read_only=True) as connection:
-                connection.execute(load("postgres", "session", "prefer_indexes"))
+            with session.transaction(read_only=True, prefer_indexes=True) as connection:
                 found = connection.execute(load("postgres", "restore", "count_meant", slots), values).one().rows
                 rows += found
                 if found and some.ids:

@@ -189,8 +189,7 @@ class TableStore(ArchiveStore):
     def settle(self, copy: Copy, kept: Collection[int]) -> None:
         archive = self._kept[copy.place.archive]
         gone = copy.batch.only(set(range(len(copy.batch.rows))) - set(kept))
-        with self._session.transaction() as connection:
-            connection.execute(load("postgres", "session", "prefer_indexes"))
+        with self._session.transaction(prefer_indexes=True) as connection:
             if gone.rows:
                 take_out(connection, archive, gone)
             connection.execute(load("postgres", "store", "end_move", self._register.slots), {"batch": copy.place.batch})
@@ -207,8 +206,7 @@ class TableStore(ArchiveStore):
                     "before": below[1],
                     "size": min(pace.size, WRITE_ROWS),
                 }
-                with self._session.transaction() as connection:
-                    connection.execute(load("postgres", "session", "prefer_indexes"))
+                with self._session.transaction(prefer_indexes=True) as connection:
                     count_readable = load("postgres", "store", "count_readable", slots)
                     readable = connection.execute(count_readable, {**values, "most": READ_BYTES}).scalar_one()
                     # One that is larger than that by itself, and the end of all.

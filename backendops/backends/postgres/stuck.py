@@ -120,8 +120,7 @@ class StuckOnPostgres(PostgresSession, CanMoveStuck):
         # Counted back from the next one.
         values = {**proven.values, "next": now.next}
         try:
-            with self.transaction(read_only=True, statement_timeout=PREVIEW_BUDGET) as connection:
-                connection.execute(load("postgres", "session", "prefer_indexes"))
+            with self.transaction(read_only=True, statement_timeout=PREVIEW_BUDGET, prefer_indexes=True) as connection:
                 rows = connection.execute(load("postgres", "stuck", "count_stuck", slots), values).scalar_one()
         except BackendBusy:
             return Preview("how many unfinished results are stuck takes too long to count")
@@ -208,8 +207,7 @@ class _Moving:
             now = connection.execute(load("postgres", "stuck", "find_next")).one()
         around = (now.at, now.at + AROUND_NOW)
         self._archive = ensure_partitions(session, self._archive, around, self._plan.every, session.zone)
-        with session.transaction() as connection:
-            connection.execute(load("postgres", "session", "prefer_indexes"))
+        with session.transaction(prefer_indexes=True) as connection:
             statement = load("postgres", "stuck", "move_stuck", self._slots)
             return connection.execute(statement, {**self._values, **values, "next": now.next}).rowcount
 

@@ -73,8 +73,7 @@ def _newest_kept(session: PostgresSession, live: LiveTable, keep: int) -> dateti
     # A task under way can have a date by an accident of Celery's; groups have no state.
     finished = "(status IN ('SUCCESS', 'FAILURE', 'REVOKED'))" if live.holds == "task" else "(true)"
     slots = {"live": live.slot, "finished": finished}
-    with session.transaction(read_only=True) as connection:
-        connection.execute(load("postgres", "session", "prefer_indexes"))
+    with session.transaction(read_only=True, prefer_indexes=True) as connection:
         found = connection.execute(load("postgres", "walk", statement, slots), {"keep": keep}).scalar_one_or_none()
     assert found is None or isinstance(found, datetime)  # noqa: S101 - the column's type
     return found
@@ -91,8 +90,7 @@ def _nameless(session: PostgresSession, tasks: LiveTable, retention: Retention) 
         return ()
     columns = {column: column if tasks.has_column(column) else "(NULL)" for column in ("name", "queue")}
     slots = {"live": tasks.slot, **columns}
-    with session.transaction(read_only=True) as connection:
-        connection.execute(load("postgres", "session", "prefer_indexes"))
+    with session.transaction(read_only=True, prefer_indexes=True) as connection:
         row = connection.execute(load("postgres", "walk", "sample_names", slots), {"rows": SAMPLE}).one()
     return tuple(
         nothing_named(tasks.sql_name, word, row.rows)
